@@ -13,9 +13,10 @@ SOURCES = sorted(path for package in ("rlhf_pg", "reward_models") for path in (R
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     ("ops", "config"),
-    ("data", "prompts", "sources", "models", "distributed", "checkpoint", "tracking"),
-    ("forward", "rollout", "rewards"),
+    ("data", "prompts", "sources", "models", "loading", "distributed", "checkpoint", "tracking"),
+    ("forward", "rollout", "rewards", "reward_lookup", "reward_values"),
     ("algorithm", "learner"),
+    ("experience", "run_files"),
     ("trainer", "evaluate", "quickstart", "dry_run"),
     ("cli", "__main__", "__init__"),
 )

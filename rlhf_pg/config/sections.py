@@ -20,8 +20,11 @@ class RunConfig(Section):
     steps: int = key(100, "Training steps; each samples, scores and updates once.", ge=1)
     save_every: int = key(50, "Steps between checkpoints; 0 saves only the final model.", ge=0)
     keep_last: int = key(2, "Checkpoints kept; older ones are deleted.", ge=1)
+    overwrite: bool = key(False, "A run of the same name is replaced; otherwise it is an error.")
     trackers: tuple[str, ...] = key((), "accelerate's trackers by name: tensorboard, wandb, trackio, mlflow.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = key("no", "Autocast of every forward pass; weights keep their dtype.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = key(
+        "no", "Autocast of every forward pass; weights keep their dtype."
+    )
     device: Literal["auto", "cpu"] = key("auto", "auto takes the accelerator that is there; cpu never does.")
     samples_every: int = key(10, "Steps between printed tables of samples; 0 prints none.", ge=0)
 
@@ -38,13 +41,17 @@ class LoraConfig(Section):
 
     r: int = key(16, "Rank.", ge=1)
     alpha: float = key(32.0, "Scale; the update is alpha / r times the product.", gt=0)
-    targets: tuple[str, ...] = key((), "Names of the linear layers to adapt; empty: all of the blocks, found by themselves.")
+    targets: tuple[str, ...] = key(
+        (), "Names of the linear layers to adapt; empty: all of the blocks, found by themselves."
+    )
 
 
 class PolicyConfig(Section):
     """The causal language model that is trained."""
 
-    model: str = key("", "Folder or hub id of a causal LM or of a trained LoRA adapter; builtin:reviews in the quickstart.")
+    model: str = key(
+        "", "Folder or hub id of a causal LM or of a trained LoRA adapter; builtin:reviews in the quickstart."
+    )
     revision: str | None = key(None, "Branch, tag or commit of a hub model.")
     dtype: Dtype = key("float32", "The weights' type; float64 is for exactness tests.")
     lora: LoraConfig | None = key(None, "Train low-rank adapters and not the weights; {} takes the defaults.")
@@ -68,8 +75,12 @@ class DataConfig(Section):
     chat: bool | None = key(None, "Render prompts with the chat template; None: where they are messages.")
     system_prompt: str | None = key(None, "A system message put before each chat prompt that has none.")
     max_prompt_tokens: int = key(512, "Longer prompts are left out and counted.", ge=1)
-    eval_source: str | None = key(None, "Held-out prompts, like data.source; None takes data.eval_size rows from data.source.")
-    eval_size: int = key(64, "Held-out prompts; with data.eval_source at most so many are used; 0 holds out none.", ge=0)
+    eval_source: str | None = key(
+        None, "Held-out prompts, like data.source; None takes data.eval_size rows from data.source."
+    )
+    eval_size: int = key(
+        64, "Held-out prompts; with data.eval_source at most so many are used; 0 holds out none.", ge=0
+    )
     shuffle: bool = key(True, "New order each epoch, from run.seed; false keeps the file's order.")
 
 
@@ -95,7 +106,9 @@ class RolloutConfig(Section):
 class RewardFunctionConfig(Section):
     """One reward function. A plain string stands for ``{function: string}``."""
 
-    function: str = key(..., "path/to/file.py:name, package.module:name, a classifier's folder or hub id, or a builtin's name.")
+    function: str = key(
+        ..., "path/to/file.py:name, package.module:name, a classifier's folder or hub id, or a builtin's name."
+    )
     name: str | None = key(None, "Its name in the metrics; None: the function's own.")
     weight: float = key(1.0, "Its weight in the sum.")
     args: dict[str, Any] = key({}, "Keyword arguments, given at each call (to the factory, once, with factory: true).")
@@ -129,9 +142,15 @@ class RewardConfig(Section):
 class EvaluationConfig(Section):
     """What is measured on held-out prompts, with the same random numbers each time."""
 
-    every: int = key(50, "Steps between evaluations; before the first step and after the last always. 0: only those.", ge=0)
+    every: int = key(
+        50, "Steps between evaluations; before the first step and after the last always. 0: only those.", ge=0
+    )
     samples_per_prompt: int = key(4, "Completions per held-out prompt.", ge=1)
     temperature: float | None = key(None, "Sampling temperature; None: rollout.temperature.", gt=0)
-    top_p: float = key(1.0, "Nucleus of the evaluation's sampling; the KL is then of the full distributions.", gt=0, le=1)
+    top_p: float = key(
+        1.0, "Nucleus of the evaluation's sampling; the KL is then of the full distributions.", gt=0, le=1
+    )
     seed: int = key(1234, "Seeds the evaluation's random numbers, apart from run.seed.", ge=0)
-    max_kl: float | None = key(None, "best/ is the highest held-out reward among those with sequence KL up to this, nats.", gt=0)
+    max_kl: float | None = key(
+        None, "best/ is the highest held-out reward among those with sequence KL up to this, nats.", gt=0
+    )

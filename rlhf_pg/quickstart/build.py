@@ -28,7 +28,12 @@ from rlhf_pg.errors import ModelError
 # What a launcher tells its processes would make the building process wait for others.
 _LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|ROLE_|MASTER_|TORCHELASTIC_|ACCELERATE_|PET_")
 
-_SOURCES = ("rlhf_pg.quickstart.grammar", "rlhf_pg.quickstart.models", "reward_models.bradley_terry")
+_SOURCES = (
+    "rlhf_pg.quickstart.lexicon",
+    "rlhf_pg.quickstart.grammar",
+    "rlhf_pg.quickstart.models",
+    "reward_models.bradley_terry",
+)
 
 Say = Callable[[str], object]
 
@@ -40,10 +45,11 @@ class Sizes:
     hidden: int = 64
     layers: int = 2
     reviews: int = 24_000
-    pairs: int = 7_000
+    pairs: int = 6_000
     epochs: int = 3  # of the reward model, over the pairs
     batch: int = 32
     learning_rate: float = 6e-3
+    reward_learning_rate: float = 1e-3
 
 
 def policy_folder() -> Path:
@@ -117,6 +123,5 @@ def _build_apart(folder: Path, sizes: Sizes, say: Say) -> None:
             say(line.rstrip())
         if process.wait():
             complaints.seek(0)
-            raise ModelError(
-                f"building the quickstart's models ended with exit code {process.returncode}: {complaints.read()[-2000:]}"
-            )
+            end = complaints.read()[-2000:]
+            raise ModelError(f"building the quickstart's models ended with exit code {process.returncode}: {end}")

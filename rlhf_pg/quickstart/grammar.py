@@ -15,44 +15,21 @@ from dataclasses import dataclass
 from functools import cache
 
 from rlhf_pg.errors import DataError
+from rlhf_pg.quickstart.lexicon import (
+    ADJECTIVES,
+    ADVERBS,
+    ANY,
+    DAYS,
+    KINDS,
+    LOOKS,
+    PASTS,
+    PEOPLE,
+    RESOLVES,
+    SOFT,
+    VERBS,
+    Kind,
+)
 
-ADJECTIVES = {
-    "superb": 1.0,
-    "wonderful": 0.95,
-    "excellent": 0.9,
-    "great": 0.75,
-    "lovely": 0.7,
-    "good": 0.5,
-    "pleasant": 0.45,
-    "nice": 0.4,
-    "decent": 0.25,
-    "plain": 0.0,
-    "ordinary": 0.0,
-    "average": 0.0,
-    "typical": 0.0,
-    "dull": -0.25,
-    "weak": -0.4,
-    "poor": -0.45,
-    "bad": -0.5,
-    "disappointing": -0.7,
-    "awful": -0.75,
-    "terrible": -0.9,
-    "horrible": -0.95,
-    "dreadful": -1.0,
-}
-ADVERBS = {"slightly": 0.5, "fairly": 0.75, "quite": 0.9, "really": 1.2, "very": 1.3, "extremely": 1.5}
-VERBS = {
-    "love": 1.0,
-    "enjoy": 0.7,
-    "like": 0.5,
-    "notice": 0.0,
-    "inspect": 0.0,
-    "dislike": -0.5,
-    "resent": -0.7,
-    "hate": -1.0,
-}
-_PASTS = {f"{verb.removesuffix('e')}ed": valence for verb, valence in VERBS.items()}
-RESOLVES = {"would gladly": 0.8, "would": 0.6, "would not": -0.6, "would never": -0.8}
 NEGATION = -0.5  # "not great" is bad, though less than "great" is good
 BUT = (0.5, 1.5)  # weights of the clauses before and after "but", as VADER has them (Hutto & Gilbert, 2014)
 
@@ -63,53 +40,12 @@ BROKEN = 1.0  # lost if no clause follows the grammar; in proportion if some do
 UNENDED = 0.5  # lost where the last sentence has no full stop
 LOWEST = -2.0
 
-_LOOKS = ("was", "felt", "seemed")
-_SOFT = ("quite", "really", "very")  # the adverbs that may follow "not"
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_PEOPLE = ("sister", "brother", "neighbour", "daughter", "cousin", "uncle")
 _CLAUSES = (1, 2, 3, 4)
 _CLAUSES_ODDS = (20, 35, 30, 15)
 
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A kind of thing that is reviewed."""
-
-    modifiers: tuple[str, ...]
-    nouns: tuple[str, ...]
-    aspects: tuple[str, ...]
-    again: tuple[str, ...]
-
-
-def _kind(*words: str) -> _Kind:
-    return _Kind(*(tuple(listed.split()) for listed in words))
-
-
-_KINDS = (
-    _kind(
-        "spicy cold grilled smoked sweet garlic lemon ginger mushroom coconut pepper",
-        "soup salad curry sandwich pie stew omelette pizza pasta pudding",
-        "taste sauce portion texture smell garnish",
-        "order",
-    ),
-    _kind(
-        "silent wartime space island winter desert courtroom family detective robot pirate",
-        "film thriller comedy drama western romance mystery cartoon musical documentary",
-        "plot ending acting music script pace",
-        "watch",
-    ),
-    _kind(
-        "electric folding wooden steel travel kitchen garden office solar leather pocket",
-        "kettle lamp chair radio clock fan bag drill heater table",
-        "design finish handle weight manual switch",
-        "buy",
-    ),
-)
-# What a prompt from elsewhere is about is unknown.
-_ANY = _kind("", "", " ".join(" ".join(kind.aspects) for kind in _KINDS), " ".join(kind.again[0] for kind in _KINDS))
 _PROMPTS = {
     f"Review of the {modifier} {noun}:": (kind, (i + j) % 5 == 0)
-    for kind in _KINDS
+    for kind in KINDS
     for i, modifier in enumerate(kind.modifiers)
     for j, noun in enumerate(kind.nouns)
 }
@@ -137,7 +73,7 @@ def sample_review(rng: random.Random, prompt: str) -> str:
     """A review, with the space before its first word, so that ``prompt + review`` reads well.
 
     It holds one to four clauses, no topic or opinion twice, "but" only where the clauses disagree. Good and bad are
-    equally likely, so the gold score has a mean of about 0.
+    equally likely, so clauses have a mean valence of about 0.
 
     Args:
         rng: where the chance comes from.
@@ -165,7 +101,7 @@ def sample_review(rng: random.Random, prompt: str) -> str:
     return f"{text}."
 
 
-def _fresh_clause(rng: random.Random, kind: _Kind, mood: int, spent: set[str]) -> tuple[str, _Clause]:
+def _fresh_clause(rng: random.Random, kind: Kind, mood: int, spent: set[str]) -> tuple[str, _Clause]:
     """A clause and what it says, with no topic or opinion of ``spent``, in ``mood`` more often than not."""
     while True:
         text = _clause(rng, kind)
@@ -175,7 +111,7 @@ def _fresh_clause(rng: random.Random, kind: _Kind, mood: int, spent: set[str]) -
             return text, meaning
 
 
-def _clause(rng: random.Random, kind: _Kind) -> str:
+def _clause(rng: random.Random, kind: Kind) -> str:
     aspect = f"the {rng.choice(kind.aspects)}"
     form = rng.choices(("is", "verb", "resolve", "fact"), (62, 20, 11, 7))[0]
     if form == "is":
@@ -183,8 +119,8 @@ def _clause(rng: random.Random, kind: _Kind) -> str:
         adjective = rng.choice(tuple(ADJECTIVES))
         words = [rng.choice(tuple(ADVERBS)), adjective] if rng.random() < 0.45 else [adjective]
         if rng.random() < 0.2:
-            words = ["not", *([rng.choice(_SOFT)] if rng.random() < 0.4 else []), adjective]
-        return " ".join([subject, rng.choice(_LOOKS), *words])
+            words = ["not", *([rng.choice(SOFT)] if rng.random() < 0.4 else []), adjective]
+        return " ".join([subject, rng.choice(LOOKS), *words])
     if form == "verb":
         verb = rng.choice(tuple(VERBS))
         if rng.random() < 0.25:
@@ -192,7 +128,7 @@ def _clause(rng: random.Random, kind: _Kind) -> str:
         return f"I {'really ' if rng.random() < 0.3 else ''}{verb.removesuffix('e')}ed {aspect}"
     if form == "resolve":
         return f"I {rng.choice(tuple(RESOLVES))} {rng.choice(('recommend it', f'{kind.again[0]} it again'))}"
-    return rng.choice((f"I tried it on {rng.choice(_DAYS)}", f"my {rng.choice(_PEOPLE)} chose it"))
+    return rng.choice((f"I tried it on {rng.choice(DAYS)}", f"my {rng.choice(PEOPLE)} chose it"))
 
 
 def _capital(clause: str) -> str:
@@ -211,7 +147,7 @@ class _Clause:
 
 
 def gold_score(prompt: str, completion: str) -> float:
-    """How good the review says the thing is, less what is wrong with it as a review; from -2 to 1.
+    """How good the review says the thing is, less what is wrong with it as a review; from -2 to below 1.
 
     ``gold = x / sqrt(x^2 + 1) - 0.06 max(0, words - 14) - faults``
 
@@ -240,14 +176,15 @@ def hasty_score(prompt: str, completion: str) -> float:
 
 def _read(prompt: str, completion: str) -> tuple[float, float, int]:
     """The weighted sum of the clauses' valences, the cost of the faults, and the number of words."""
-    kind = _PROMPTS[prompt.strip()][0] if prompt.strip() in _PROMPTS else _ANY
+    kind = _PROMPTS[prompt.strip()][0] if prompt.strip() in _PROMPTS else ANY
     tokens = re.findall(r"\w+|[^\w\s]", completion.lower())
     ended = tokens[-1:] == ["."]
     clauses, weights = _split(tokens[:-1] if ended else tokens)
     meanings = [_parse(clause, kind) for clause in clauses]
     known = [meaning for meaning in meanings if meaning]
     marks = [mark for meaning in known for mark in meaning.marks]
-    faults = REPEATED * (len(marks) - len(set(marks))) + BROKEN * (1 - len(known) / len(meanings)) + UNENDED * (not ended)
+    broken = 1 - len(known) / len(meanings)
+    faults = REPEATED * (len(marks) - len(set(marks))) + BROKEN * broken + UNENDED * (not ended)
     total = sum(weight * meaning.valence for weight, meaning in zip(weights, meanings, strict=True) if meaning)
     return total, faults, sum(map(str.isalnum, tokens))
 
@@ -264,7 +201,7 @@ def _split(tokens: list[str]) -> tuple[list[str], list[float]]:
     return clauses, weights
 
 
-def _parse(clause: str, kind: _Kind) -> _Clause | None:
+def _parse(clause: str, kind: Kind) -> _Clause | None:
     """What a clause in lower case says; None if it is not of the grammar."""
     match = _pattern(kind).fullmatch(clause)
     if match is None:
@@ -272,37 +209,35 @@ def _parse(clause: str, kind: _Kind) -> _Clause | None:
     part = match.groupdict()
     if part["adjective"]:
         valence = _bounded(ADJECTIVES[part["adjective"]] * ADVERBS.get(part["adverb"] or part["soft"], 1.0))
-        return _Clause(
-            NEGATION * valence if part["not"] else valence, frozenset({part["aspect"] or part["it"], part["adjective"]})
-        )
+        valence = NEGATION * valence if part["not"] else valence
+        return _Clause(valence, frozenset({part["aspect"] or part["it"], part["adjective"]}))
     if part["verb"]:
         return _Clause(NEGATION * VERBS[part["verb"]], frozenset({part["unloved"], part["verb"]}))
     if part["past"]:
-        return _Clause(
-            _bounded(_PASTS[part["past"]] * (ADVERBS["really"] if part["really"] else 1.0)),
-            frozenset({part["object"], part["past"]}),
-        )
+        verb = PASTS[part["past"]]
+        valence = _bounded(VERBS[verb] * (ADVERBS["really"] if part["really"] else 1.0))
+        return _Clause(valence, frozenset({part["object"], verb}))
     if part["resolve"]:
         return _Clause(RESOLVES[part["resolve"]], frozenset({part["deed"]}))
     return _Clause(0.0, frozenset({part["tried"] or part["chose"]}))
 
 
 @cache
-def _pattern(kind: _Kind) -> re.Pattern[str]:
+def _pattern(kind: Kind) -> re.Pattern[str]:
     """Every clause about a kind of thing, in lower case."""
     aspect = "|".join(kind.aspects)
 
     def one_of(name: str, words: Iterable[str]) -> str:
         return f"(?P<{name}>{'|'.join(words)})"
 
-    opinion = f"(?:(?P<not>not) (?:{one_of('soft', _SOFT)} )?|(?:{one_of('adverb', ADVERBS)} )?)"
+    opinion = f"(?:(?P<not>not) (?:{one_of('soft', SOFT)} )?|(?:{one_of('adverb', ADVERBS)} )?)"
     forms = (
-        f"(?:the (?P<aspect>{aspect})|(?P<it>it)) (?:{'|'.join(_LOOKS)}) {opinion}{one_of('adjective', ADJECTIVES)}",
+        f"(?:the (?P<aspect>{aspect})|(?P<it>it)) (?:{'|'.join(LOOKS)}) {opinion}{one_of('adjective', ADJECTIVES)}",
         f"i did not {one_of('verb', VERBS)} the (?P<unloved>{aspect})",
-        f"i (?P<really>really )?{one_of('past', _PASTS)} the (?P<object>{aspect})",
+        f"i (?P<really>really )?{one_of('past', PASTS)} the (?P<object>{aspect})",
         f"i {one_of('resolve', RESOLVES)} (?P<deed>recommend it|(?:{'|'.join(kind.again)}) it again)",
-        f"i (?P<tried>tried) it on (?:{'|'.join(_DAYS).lower()})",
-        f"my (?:{'|'.join(_PEOPLE)}) (?P<chose>chose) it",
+        f"i (?P<tried>tried) it on (?:{'|'.join(DAYS).lower()})",
+        f"my (?:{'|'.join(PEOPLE)}) (?P<chose>chose) it",
     )
     return re.compile("|".join(forms))
 

@@ -69,7 +69,7 @@ def build(folder: Path, sizes: Sizes, say: Callable[[str], object] = print) -> d
         pairs,
         epochs=sizes.epochs,
         batch_size=sizes.batch,
-        learning_rate=sizes.learning_rate / 6,
+        learning_rate=sizes.reward_learning_rate,
         seed=SEED,
         cpu=True,
     )
@@ -152,8 +152,8 @@ def preferences(
 ) -> list[tuple[str, str]]:
     """Two samples of the policy for each prompt as (chosen, rejected), whole texts, as fallible annotators chose.
 
-    ``P(a is chosen) = sigmoid(4 (l(a) - l(b)))``, with the liking l = gold score without tedium + 0.03 words: annotators
-    err at random, and they err in the same direction about length, which a policy can learn to exploit.
+    ``P(a is chosen) = sigmoid(4 (l(a) - l(b)))``, with the liking l of ``grammar.hasty_score``. So annotators err at
+    random, and they err all in the same direction about long reviews, which a policy can learn to exploit.
     """
     first, second = (
         [_cut(rng, text) for text in sample(policy, tokenizer, prompts, seed=SEED + side)] for side in (1, 2)
@@ -198,4 +198,5 @@ def sample(
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # such small products gain little from more, and lose much where the cores are shared
     build(Path(sys.argv[1]), Sizes(**json.loads(sys.argv[2])), lambda line: print(line, flush=True))

@@ -1,0 +1,132 @@
+"""What a step learns from: completions, their scores, and the forward passes over them.
+
+Each process samples, scores and runs its own prompts; the tables are then gathered, so that every process has all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from rlhf_pg.config.tree import Config
+from rlhf_pg.distributed import gather, gather_tables, own_part
+from rlhf_pg.forward import Forward, minibatch_rows
+from rlhf_pg.learner import Learner
+from rlhf_pg.loading import Models
+from rlhf_pg.ops.sampling import row_uniforms
+from rlhf_pg.rewards import RewardRunner
+from rlhf_pg.rollout import Sampler
+from rlhf_pg.types import ModelPasses, PromptBatch, Rollout, ScoredRollout
+
+
+class Experience:
+    """Samples, scores and measures a step's completions."""
+
+    def __init__(
+        self, config: Config, models: Models, learner: Learner, runner: RewardRunner, accelerator: Accelerator
+    ) -> None:
+        self.config, self.models, self.learner = config, models, learner
+        self.runner, self.accelerator = runner, accelerator
+        rollout = config.rollout
+        self.sampler = Sampler(
+            models.tokenizer,
+            models.eos_ids,
+            rollout.max_new_tokens,
+            rollout.temperature,
+            1.0,
+            rollout.stop,
+            rollout.batch_rows,
+            config.reward.skip_special_tokens,
+            accelerator.autocast,
+        )
+        self.forward = Forward(
+            accelerator.device, config.update.micro_batch_tokens, rollout.temperature, accelerator.autocast
+        )
+
+    def sample(self, prompts: PromptBatch, step: int) -> tuple[Rollout, Rollout | None]:
+        """This process's part of the step's completions, and for ReMax its greedy ones."""
+        rollout, own = self.config.rollout, own_part(len(prompts), self.accelerator)
+        rows = range(own.start * rollout.group_size, own.stop * rollout.group_size)
+        numbers = row_uniforms(self.config.run.seed, "sample", step, rows=rows, columns=rollout.max_new_tokens)
+        mine = prompts.rows(own.start, own.stop)
+        if self.config.advantage.baseline == "greedy":
+            return self.sampler.with_greedy(self.models.policy, mine, numbers)
+        return self.sampler(self.models.policy, mine, numbers), None
+
+    def score(self, rollout: Rollout, prompts: PromptBatch, log: Callable[[str, float], None]) -> ScoredRollout:
+        """Score this process's rollout, and gather those of all as one."""
+        scored = self.runner(rollout, log)
+        parts = gather(scored, self.accelerator)
+        if len(parts) == 1:
+            return scored
+        rollouts = [part.rollout for part in parts]
+        rollout = Rollout(
+            prompts,
+            scored.rollout.group_size,
+            gather_tables([part.response_ids for part in rollouts]),
+            gather_tables([part.response_mask for part in rollouts]),
+            gather_tables([part.logprobs for part in rollouts]),
+            tuple(reason for part in rollouts for reason in part.finish_reason),
+            tuple(text for part in rollouts for text in part.texts),
+        )
+        return ScoredRollout(
+            rollout,
+            torch.cat([part.scores for part in parts]),
+            {name: torch.cat([part.components[name] for part in parts]) for name in scored.components},
+            torch.cat([part.valid for part in parts]),
+            gather_tables([part.token_rewards for part in parts]),
+        )
+
+    def greedy_scores(self, greedy: Rollout) -> Tensor:
+        """(P,) what the greedy completions score; 0, which is as unbiased, where no function could tell."""
+        scored = self.runner(greedy)
+        own = scored.scores + (scored.token_rewards * greedy.response_mask).sum(1)
+        return torch.cat(gather(own, self.accelerator))
+
+    def passes(self, rollout: Rollout, step: int) -> ModelPasses:
+        """The forward passes that the algorithm asks for, over this process's rows, gathered."""
+        config, models = self.config, self.models
+        own = own_part(len(rollout), self.accelerator)
+        # The parts of the first epoch's minibatches: the learner's first pass then has the same shapes to the bit.
+        cuts = minibatch_rows(len(rollout), config.update.minibatches, config.run.seed, step, 0)
+        parts = [part for part in ([row for row in rows if row in own] for rows in cuts) if part]
+        found: dict[str, Tensor] = {}
+        penalised = config.kl.coef > 0
+        passes_over = config.update.epochs * config.update.minibatches
+        if passes_over > 1 or config.loss.truncated_is is not None or config.kl.placement == "both":
+            reference = models.reference if config.kl.placement == "both" and penalised else None
+            found["old_logprobs"], _, kl = self.forward.policy(self.learner.policy, rollout, parts, reference)
+            found |= {} if kl is None else {"exact_kl": kl}
+        if penalised and config.kl.placement != "both":
+            found["ref_logprobs"] = self.forward.reference(models.reference, rollout, parts)
+        if self.learner.value is not None:
+            found["values"] = self.forward.values(self.learner.value, rollout, parts)
+        if config.advantage.baseline == "optimal":
+            found["grad_sq_norms"] = self.forward.grad_sq_norms(models.policy, rollout, own)
+        gathered = gather(found, self.accelerator)
+        return ModelPasses(**{name: torch.cat([part[name] for part in gathered]) for name in found})
+
+
+class Timer:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self.phases[f"time/{phase}"] = time.perf_counter() - start
+
+    def metrics(self, rows: int) -> dict[str, float]:
+        """``step_time``, ``samples_per_second`` and ``time/...``."""
+        whole = time.perf_counter() - self.start
+        return {"step_time": whole, "samples_per_second": rows / whole, **self.phases}
