@@ -15,6 +15,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from rlhf_pg.config.sections import LoraConfig, PolicyConfig
 from rlhf_pg.config.tree import Config
@@ -41,6 +42,7 @@ def load_models(config: Config) -> Models:
     Raises:
         ModelError: one cannot be loaded, has no end of sequence, or does not fit the policy.
     """
+    logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.policy)
     base = load_causal_lm(config.policy.model, config.policy, "policy.model")
     trained_adapter = isinstance(base, PeftModel)

@@ -30,9 +30,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        # Plain attributes, not submodules: their parameters are the model's and must appear once.
-        object.__setattr__(self, "_backbone", base.base_model)
-        object.__setattr__(self, "_head", base.get_output_embeddings())
+        # In a tuple, so that they are not registered again: their parameters are the model's and must appear once.
+        self._parts: tuple[Any, Any] = (base.base_model, base.get_output_embeddings())
         self.from_hidden = self._head is not None and self._head_gives_logits()
 
     @property
@@ -41,9 +40,12 @@ class Policy(nn.Module):
         return self.model.config
 
     @property
-    def backbone(self) -> nn.Module:
-        """The model without its output layer."""
-        return cast(nn.Module, self._backbone)
+    def _backbone(self) -> Any:
+        return self._parts[0]
+
+    @property
+    def _head(self) -> Any:
+        return self._parts[1]
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +111,7 @@ class Policy(nn.Module):
             return exact_kl(upcast(self.logits(ours)) / temperature, ref_logits)
 
         size = chunk_rows(self.vocabulary)
-        parts = zip(states.split(size), frozen.split(size), strict=True)
+        parts = zip(torch.split(states, size), torch.split(frozen, size), strict=True)
         return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts])
 
     @property

@@ -135,7 +135,8 @@ class Trainer:
             None if held_out is None else Evaluator(config, held_out, self.models, self.runner, self.accelerator)
         )
         self.state = AlgorithmState(kl_coef=config.kl.coef)
-        self.start, self.tokens, self.best = 0, 0, None
+        self.start, self.tokens = 0, 0
+        self.best: dict[str, float] | None = None
         self.resumed = resumed
 
     def run(self) -> TrainResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -17,8 +16,3 @@ def stories() -> str:
     if not folder.is_dir():
         pytest.skip("needs the story model in ../shared/models/stories260K")
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)

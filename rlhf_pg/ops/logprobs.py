@@ -49,10 +49,8 @@ def token_statistics(hidden: Tensor, lm_head: Head, ids: Tensor, temperature: fl
         device = hidden.device.type
         if torch.is_autocast_enabled(device):
             hidden = hidden.to(torch.get_autocast_dtype(device))
-        statistics: tuple[Tensor, Tensor] = _LinearStatistics.apply(
-            hidden, lm_head.weight, lm_head.bias, ids, temperature
-        )
-        return statistics
+        apply: Callable[..., tuple[Tensor, Tensor]] = _LinearStatistics.apply
+        return apply(hidden, lm_head.weight, lm_head.bias, ids, temperature)
 
     def chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         logits = upcast(lm_head(states)) / temperature
@@ -78,7 +76,7 @@ def chunk_rows(width: int) -> int:
 def _chunks(hidden: Tensor, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     # The vocabulary of a function is unknown before it is called; 32,000 is a common one.
     size = chunk_rows(32_000)
-    return list(zip(hidden.split(size), ids.split(size), strict=True))
+    return list(zip(torch.split(hidden, size), torch.split(ids, size), strict=True))
 
 
 class _LinearStatistics(torch.autograd.Function):

@@ -92,6 +92,6 @@ def keep_nucleus(logits: Tensor, top_p: float, temperature: float = 1.0) -> Tens
     """
     if top_p >= 1.0:
         return logits
-    ordered, order = (logits.double() / temperature).softmax(1).sort(1, descending=True, stable=True)
+    ordered, order = (logits.double() / temperature).softmax(1).sort(dim=1, descending=True, stable=True)
     outside = ordered.cumsum(1) - ordered >= top_p
     return logits.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), -torch.inf)

@@ -26,7 +26,7 @@ from filelock import FileLock
 from rlhf_pg.errors import ModelError
 
 # What a launcher tells its processes would make the building process wait for others.
-_LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|ROLE_|MASTER_|TORCHELASTIC_|ACCELERATE_|PET_")
+_LAUNCHER = re.compile(r"(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)$|ROLE_|MASTER_|TORCHELASTIC_|ACCELERATE_|PET_")
 
 _SOURCES = (
     "rlhf_pg.quickstart.lexicon",
@@ -45,7 +45,7 @@ class Sizes:
     hidden: int = 64
     layers: int = 2
     reviews: int = 24_000
-    pairs: int = 6_000
+    pairs: int = 7_000
     epochs: int = 3  # of the reward model, over the pairs
     batch: int = 32
     learning_rate: float = 6e-3

@@ -34,7 +34,7 @@ NEGATION = -0.5  # "not great" is bad, though less than "great" is good
 BUT = (0.5, 1.5)  # weights of the clauses before and after "but", as VADER has them (Hutto & Gilbert, 2014)
 
 PATIENCE = 14  # words that a reader reads with pleasure
-TEDIUM = 0.06  # lost with every further word
+TEDIUM = 0.08  # lost with every further word
 REPEATED = 0.15  # lost with every topic or opinion that is given again
 BROKEN = 1.0  # lost if no clause follows the grammar; in proportion if some do
 UNENDED = 0.5  # lost where the last sentence has no full stop
@@ -149,7 +149,7 @@ class _Clause:
 def gold_score(prompt: str, completion: str) -> float:
     """How good the review says the thing is, less what is wrong with it as a review; from -2 to below 1.
 
-    ``gold = x / sqrt(x^2 + 1) - 0.06 max(0, words - 14) - faults``
+    ``gold = x / sqrt(x^2 + 1) - 0.08 max(0, words - 14) - faults``
 
     where x is the sum of the clauses' valences, those next to a "but" weighted 0.5 before it and 1.5 after it, and the
     faults are 0.15 for each repeat, the share of clauses outside the grammar, and 0.5 for want of a full stop. A clause

@@ -39,7 +39,7 @@ CUT = 0.1  # share of compared reviews that are cut somewhere, so that the rewar
 _WORD = r" ?\w+| ?[^\w\s]"  # a token keeps the space before it: decoding is joining, and gives the text back exactly
 
 
-def build(folder: Path, sizes: Sizes, say: Callable[[str], object] = print) -> dict[str, float]:
+def build(folder: Path, sizes: Sizes, say: Callable[[str], object]) -> None:
     """Train both models and save them with their tokenizer in ``folder/policy`` and ``folder/reward``.
 
     The same sizes give the same weights on the same machine. The global random generators are seeded.
@@ -48,9 +48,6 @@ def build(folder: Path, sizes: Sizes, say: Callable[[str], object] = print) -> d
         folder: made if absent.
         sizes: of the models and their training data.
         say: takes a line of text at a time.
-
-    Returns:
-        The reward model's metrics (see ``train_bradley_terry``).
     """
     start, rng = time.perf_counter(), random.Random(SEED)
     prompts = [row["prompt"] for row in grammar.prompts()]
@@ -77,7 +74,6 @@ def build(folder: Path, sizes: Sizes, say: Callable[[str], object] = print) -> d
         saved.save_pretrained(folder / "reward")
     accuracy = metrics["held_out/accuracy"]
     say(f"... which agrees with {accuracy:.0%} of held-out ones. {time.perf_counter() - start:.0f} s; kept for later.")
-    return metrics
 
 
 def make_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 
-class ReservedLayer(DynamicLayer):
+class ReservedLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not typed here
     """One layer's keys and values in memory reserved once, where ``DynamicLayer`` copies them all at every token.
 
     Args:

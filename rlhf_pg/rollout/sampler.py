@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -60,7 +62,7 @@ class Sampler:
                 some = prompts.rows(start, min(start + step, len(prompts)))
                 numbers = uniforms[start * group : (start + len(some)) * group]
                 parts.append(self._decode(policy, some, numbers, group))
-        ids, logprobs, lengths = (torch.cat([part[i] for part in parts]) for i in range(3))
+        ids, logprobs, lengths = (torch.cat(tables) for tables in zip(*(part[:3] for part in parts), strict=True))
         stopped = [row for part in parts for row in part[3]]
         width = int(lengths.max())
         ids, logprobs = ids[:, :width], logprobs[:, :width]
@@ -153,18 +155,17 @@ def _next_logits(policy: Policy, ids: Tensor, mask: Tensor, positions: Tensor, c
     model: Any = policy.model
     # Without padding no mask is needed, and attention takes its fast path.
     padded = None if bool(mask.all()) else mask
-    extra: dict[str, Any] = {"logits_to_keep": 1} if _keeps_few(type(policy.model), model) else {}
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    extra: dict[str, Any] = {"logits_to_keep": 1} if _takes_logits_to_keep(cast(Hashable, type(base))) else {}
     out = model(
         input_ids=ids, attention_mask=padded, position_ids=positions, past_key_values=cache, use_cache=True, **extra
     )
     return cast(Tensor, out.logits[:, -1])
 
 
-def _keeps_few(kind: type, model: Any, known: dict[type, bool] = {}) -> bool:  # noqa: B006 (a cache by class)
-    if kind not in known:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        known[kind] = "logits_to_keep" in inspect.signature(base.forward).parameters
-    return known[kind]
+@functools.cache
+def _takes_logits_to_keep(model: Hashable) -> bool:
+    return "logits_to_keep" in inspect.signature(cast(Any, model).forward).parameters
 
 
 @contextlib.contextmanager
