@@ -12,7 +12,8 @@ Same on both sides: the model's folder, the prompts and their order, 8 prompts x
 step on them, float32, temperature 1 with no truncation, KL coefficient 0.05 in the reward, leave-one-out baseline, AdamW
 at a constant 1e-4, gradient norm clipped to 1, the reward function (the share of the letter e: next to no time), the
 CPU, torch's number of threads. No evaluation, checkpoints, trackers or progress bars. The sampled tokens differ, since the
-random numbers do; the JSON has each side's mean lengths and reward.
+random numbers do; the JSON has each side's mean lengths and reward. Where lengths vary (W4) a run's luck with them is in
+its step time, so compare tokens a second there.
 
 In TRL's favour, or against it:
 

@@ -28,6 +28,7 @@ def summarise(found: dict[str, Any]) -> list[str]:
         ("step time, s", _step_time, True),
         ("between rewards, s", lambda run: statistics.median(run["intervals"]), True),
         ("samples a second", lambda run: run["samples"] / _step_time(run), False),
+        ("tokens a second", _token_rate, False),
         ("peak memory, GB", lambda run: run["peak_gb"], True),
     ]
     for name, of, less_is_better in figures:
@@ -75,6 +76,11 @@ def _operations(found: dict[str, Any]) -> list[str]:
 
 def _step_time(run: Run) -> float:
     return float(statistics.median(run["steps"]))
+
+
+def _token_rate(run: Run) -> float:
+    """Completion tokens a second over all measured steps: what compares runs whose lengths differ (W4)."""
+    return float(run["completion_tokens"] * run["samples"] / statistics.fmean(run["steps"]))
 
 
 def _rate(run: Run) -> float:

@@ -17,6 +17,7 @@ KL_COEF, LEARNING_RATE = 0.05, 1e-4
 VOCABULARY = 32_000
 _PAD, _EOS, _UNKNOWN = range(3)
 _END_PROBABILITY = 1 / 40
+_ASIDE = 5.0  # far above what a step of training can change, so that lengths stay as they are during a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _make_it_end(model: Any) -> None:
 
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
-        embeddings[:, 0] = 0.5
+        embeddings[:, 0] = _ASIDE
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[0] = 0
             layer.mlp.down_proj.weight[0] = 0

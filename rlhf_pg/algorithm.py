@@ -60,6 +60,28 @@ BASELINES: dict[str, Callable[[_Inputs], Tensor]] = {
 }
 
 
+# Those that average other rows' returns do so position by position.
+POSITIONAL = ("batch_mean", "group_mean", "leave_one_out", "optimal", "optimal_length")
+
+
+def _baseline(name: str, inputs: _Inputs, to_go: Tensor) -> Tensor:
+    """(B, T) or (B, 1).
+
+    A row's return from t on is compared with the other rows' from t on: by then each has paid a part of its KL, and a
+    baseline of the whole returns would favour late tokens. It depends on other rows alone, so nothing becomes biased.
+
+    Args:
+        name: the baseline.
+        inputs: what it may look at.
+        to_go: (B, T) returns from t on; a response that has ended counts with its score.
+    """
+    choose = BASELINES[name]
+    if name not in POSITIONAL:
+        return choose(inputs)[:, None]
+    columns: Tensor = torch.vmap(lambda totals: choose(replace(inputs, totals=totals)), in_dims=1, out_dims=1)(to_go)
+    return columns
+
+
 def _given(table: Tensor | None) -> Tensor:
     assert table is not None, "the trainer must provide what this baseline reads"
     return table
@@ -137,7 +159,7 @@ def advantages(
             passes.grad_sq_norms,
             None if greedy_scores is None else shape(greedy_scores),
         )
-        found, returns = to_go - BASELINES[kind.baseline](inputs)[:, None], None
+        found, returns = to_go - _baseline(kind.baseline, inputs, torch.where(mask, to_go, scores[:, None])), None
         if kind.baseline == "moving_average":
             after = replace(after, average=baselines.update_average(state.average, totals, scored.valid, kind.decay))
         if kind.normalize == "group_std":

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 
 from rlhf_pg.config.sections import RunConfig
@@ -27,6 +27,8 @@ def make_accelerator(run: RunConfig, project_dir: str) -> Accelerator:
             mixed_precision=run.mixed_precision,
             log_with=list(run.trackers) or None,
             project_dir=project_dir,
+            # Buffers never change here, and a broadcast in each forward pass would need as many passes everywhere.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
     except (ValueError, ImportError) as error:
         raise ConfigError(

@@ -98,11 +98,12 @@ class Experience:
         found: dict[str, Tensor] = {}
         penalised = config.kl.coef > 0
         passes_over = config.update.epochs * config.update.minibatches
-        if passes_over > 1 or config.loss.truncated_is is not None or config.kl.placement == "both":
-            reference = models.reference if config.kl.placement == "both" and penalised else None
+        exact = penalised and config.kl.placement == "both"
+        if passes_over > 1 or config.loss.truncated_is is not None or exact:
+            reference = models.reference if exact else None
             found["old_logprobs"], _, kl = self.forward.policy(self.learner.policy, rollout, parts, reference)
             found |= {} if kl is None else {"exact_kl": kl}
-        if penalised and config.kl.placement != "both":
+        if penalised and not exact:
             found["ref_logprobs"] = self.forward.reference(models.reference, rollout, parts)
         if self.learner.value is not None:
             found["values"] = self.forward.values(self.learner.value, rollout, parts)

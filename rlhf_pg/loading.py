@@ -65,7 +65,7 @@ def load_models(config: Config) -> Models:
             cast(Any, model).enable_input_require_grads()
     turn_dropout_off(model)
     policy = Policy(model.train())
-    reference = Reference(Policy(frozen)) if frozen is not None else Reference(policy, adapters_off=True)
+    reference = Reference(Policy(frozen.eval())) if frozen is not None else Reference(policy, adapters_off=True)
     _check_vocabularies(policy, reference, config, tokenizer)
     eos = () if config.rollout.ignore_eos else eos_ids(policy, tokenizer)
     if not eos and not config.rollout.ignore_eos:
@@ -88,6 +88,8 @@ def resolve_model(name: str) -> str:
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """The policy's tokenizer: of its folder, or of the base model of an adapter."""
     name = resolve_model(config.model)
+    if (base := _base_of_adapter(name)) and not (Path(name) / "tokenizer_config.json").is_file():
+        name = resolve_model(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -108,16 +110,25 @@ def load_causal_lm(name: str, config: PolicyConfig, key: str) -> nn.Module:
         key: the configuration key that names it, for errors.
     """
     folder = resolve_model(name)
-    adapter = Path(folder) / "adapter_config.json"
-    if adapter.is_file():
-        base_name = PeftLoraConfig.from_pretrained(folder).base_model_name_or_path
-        base = load_causal_lm(str(base_name), config, key)
+    if base_name := _base_of_adapter(folder):
+        if not (Path(folder) / "adapter_model.safetensors").is_file():
+            raise ModelError(
+                f"{key}={name} has no adapter_model.safetensors; save the adapter so (a pickle is refused)"
+            )
+        base = load_causal_lm(base_name, config, key)
         return cast(nn.Module, PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=False))
     settings: dict[str, Any] = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
     if config.attn_implementation is not None:
         settings["attn_implementation"] = config.attn_implementation
     revision = config.revision if key == "policy.model" else None
     return _load(AutoModelForCausalLM, folder, key, name, config.trust_remote_code, revision, settings)
+
+
+def _base_of_adapter(folder: str) -> str | None:
+    """The base model that an adapter's folder names; None for any other folder or a hub id."""
+    if not (Path(folder) / "adapter_config.json").is_file():
+        return None
+    return str(PeftLoraConfig.from_pretrained(folder).base_model_name_or_path)
 
 
 def _load(

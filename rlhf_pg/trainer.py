@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -199,7 +200,8 @@ class Trainer:
         metrics = self.evaluator()
         limit = self.config.evaluation.max_kl
         allowed = limit is None or metrics["eval/kl/sequence"] <= limit
-        if allowed and (self.best is None or metrics["eval/reward"] > self.best["eval/reward"]):
+        reward = metrics.get("eval/reward", -math.inf)
+        if allowed and (self.best is None or reward > self.best.get("eval/reward", -math.inf)):
             self.best = {"step": step, **metrics}
             if self.main:
                 self.files.save_model("best", self.models, self.best)

@@ -72,7 +72,7 @@ def goodness(completions: Sequence[str], **_: Any) -> list[float]:
 
 
 # The same as a file, for runs in other processes; told to, it kills the process or raises at one of its calls.
-REWARD_FILE = '''
+REWARD_FILE = """
 import os, signal
 
 CALLS = 0
@@ -84,7 +84,7 @@ def goodness(completions, **columns):
     if CALLS == int(os.environ.get("KILL_AT_CALL", "-1")):
         os.kill(os.getpid(), signal.SIGKILL)
     return [float(sum(w.startswith("good") - w.startswith("bad") for w in text.split())) for text in completions]
-'''
+"""
 
 
 class RaiseAt:

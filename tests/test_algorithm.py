@@ -68,7 +68,13 @@ def make(
     prompts = PromptBatch(torch.arange(count), ("p",) * count, ones.long(), ones.bool())
     reasons = tuple("length" if cut else "eos" for cut in truncated or [False] * rows)
     rollout = Rollout(
-        prompts, group, torch.zeros_like(mask, dtype=torch.int64), mask, table(logprobs, math.nan), reasons, ("t",) * rows
+        prompts,
+        group,
+        torch.zeros_like(mask, dtype=torch.int64),
+        mask,
+        table(logprobs, math.nan),
+        reasons,
+        ("t",) * rows,
     )
     scored = torch.tensor(scores, dtype=F64)
     known = torch.ones(rows, dtype=torch.bool) if valid is None else torch.tensor(valid)
@@ -295,7 +301,9 @@ def test_running_normalisation_is_that_of_all_scores_so_far() -> None:
     for size in (3, 5, 2):
         scores = draws.normal(7.0, 3.0, size)
         seen = numpy.concatenate([seen, scores])
-        batch, state = advantages(config, make([*scores.tolist(), 1e6], valid=[True] * size + [False]), ModelPasses(), state)
+        batch, state = advantages(
+            config, make([*scores.tolist(), 1e6], valid=[True] * size + [False]), ModelPasses(), state
+        )
         close(first(batch), [*((scores - seen.mean()) / seen.std()).tolist(), 0])
     assert state.reward_count == 10
     assert state.reward_mean == pytest.approx(seen.mean(), abs=1e-12)
@@ -401,9 +409,7 @@ def every_pair() -> tuple[ScoredRollout, Tensor, Tensor]:
     ones = torch.ones(len(members), 1)
     prompts = PromptBatch(torch.arange(len(members)), ("p",) * len(members), ones.long(), ones.bool())
     reasons = tuple("length" if cut else "eos" for cut in TRUNCATED[rows].tolist())
-    rollout = Rollout(
-        prompts, 2, IDS[rows], MASK[rows], token_logprobs(LOGITS)[rows], reasons, ("",) * len(rows)
-    )
+    rollout = Rollout(prompts, 2, IDS[rows], MASK[rows], token_logprobs(LOGITS)[rows], reasons, ("",) * len(rows))
     everyone = torch.ones(len(rows), dtype=torch.bool)
     nothing = torch.zeros(MASK[rows].shape, dtype=F64)
     return ScoredRollout(rollout, SCORES[rows], {}, everyone, nothing), rows, chance
@@ -421,6 +427,7 @@ def test_the_gradient_is_exactly_that_of_reward_less_beta_kl(estimator: str, bas
         else ModelPasses(exact_kl=at_states(exact_kl(LOGITS, REF_LOGITS))[rows])
     )
     batch, _ = advantages(config, scored, passes, AlgorithmState(kl_coef=BETA))
+
     def found(with_loss_term: bool) -> Tensor:
         table = policy()
         loss, _ = reinforce_loss(token_logprobs(table)[rows], batch.advantages, batch.mask, 2.0, chance[:, None])

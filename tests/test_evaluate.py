@@ -185,5 +185,5 @@ def test_what_cannot_be_evaluated(tmp_path: Path, model: str) -> None:
     with pytest.raises(ConfigError, match="has not ended"):
         evaluate_model(str(unfinished.files.run_dir), rewards=[goodness])
     recipe = str(unfinished.files.run_dir / "config.yaml")
-    with pytest.raises(DataError, match="data.eval_size"):
+    with pytest.raises(DataError, match=r"data\.eval_size"):
         evaluate_model(model, recipe, ["data.eval_size=0"], rewards=[goodness])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +112,9 @@ class Recorded(Exception):
     """Ends an update once its gradients are there."""
 
 
-def gradients(monkeypatch: pytest.MonkeyPatch, learner: Learner, batch: TrainBatch, kl: float = 0.0) -> dict[str, Tensor]:
+def gradients(
+    monkeypatch: pytest.MonkeyPatch, learner: Learner, batch: TrainBatch, kl: float = 0.0
+) -> dict[str, Tensor]:
     """The gradient of the first optimizer step, as it stands before clipping."""
 
     def stop(_: Learner) -> float:
@@ -197,7 +201,9 @@ def direct_loss(config: Config, batch: TrainBatch, models: Models, kl_coef: floa
     return total
 
 
-def direct_gradient(config: Config, batch: TrainBatch, learner: Learner, models: Models, kl: float = 0.0) -> dict[str, Tensor]:
+def direct_gradient(
+    config: Config, batch: TrainBatch, learner: Learner, models: Models, kl: float = 0.0
+) -> dict[str, Tensor]:
     names = [name for name, _ in learner.named_parameters]
     weights = [weight for _, weight in learner.named_parameters]
     found = torch.autograd.grad(direct_loss(config, batch, models, kl), weights)
@@ -330,7 +336,9 @@ def weights_hash(learner: Learner) -> str:
     return digest(iter(learner.named_parameters))
 
 
-def after_zero_advantages(config: Config, kl: float = 0.0, warm: bool = True, **more: Any) -> tuple[bool, dict[str, float]]:
+def after_zero_advantages(
+    config: Config, kl: float = 0.0, warm: bool = True, **more: Any
+) -> tuple[bool, dict[str, float]]:
     """Whether the weights moved on advantages of 0, after a step that gave Adam momentum."""
     learner, models = ready(config)
     batch = batch_of(models, **more)
@@ -407,7 +415,7 @@ def test_target_kl_ends_the_epochs_early(folder: str) -> None:
 
 def test_minibatches_are_a_partition_that_the_seed_decides() -> None:
     found = minibatch_rows(12, 3, 0, 1, 0)
-    assert sorted(sum(found, [])) == list(range(12))
+    assert sorted(functools.reduce(operator.iadd, found, [])) == list(range(12))
     assert [len(rows) for rows in found] == [4, 4, 4]
     assert found == minibatch_rows(12, 3, 0, 1, 0)
     assert found != minibatch_rows(12, 3, 0, 1, 1) != minibatch_rows(12, 3, 0, 2, 1)
@@ -542,7 +550,8 @@ def test_metrics_of_an_update(folder: str, tmp_path: Path) -> None:
     assert old is not None
     d = (new - old)[mask]
     ratio, a = d.exp(), batch.advantages[mask]
-    entropies = [-(x.exp() * x).sum(1) for x in (dense(models.policy.model, r, batch.rollout) for r in range(ROWS) if r != 6)]
+    rows = [dense(models.policy.model, row, batch.rollout).detach() for row in range(ROWS) if row != 6]
+    entropies = [-(x.exp() * x).sum(1) for x in rows]
     low, high = (a < 0) & (ratio < 0.8), (a > 0) & (ratio > 1.2)
     wanted = {
         "loss": float(-torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a).mean()),

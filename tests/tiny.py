@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -135,6 +136,14 @@ def random_ids(seed: int, *lengths: int) -> list[list[int]]:
     """Rows of words, no special token among them."""
     source = torch.Generator().manual_seed(seed)
     return [torch.randint(3, V, (length,), generator=source).tolist() for length in lengths]
+
+
+def backbone(policy: Policy) -> torch.nn.Module:
+    """The model without its output layer."""
+    model: Any = policy.model
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: torch.nn.Module = base.base_model
+    return inner
 
 
 def full_logits(policy: Policy, ids: Sequence[int]) -> Tensor:

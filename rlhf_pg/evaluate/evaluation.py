@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -58,7 +59,8 @@ class Evaluator:
         metrics["eval/entropy"] = float(table["entropy_sum"].sum() / tokens)
         wins = win_rates(table["reward"].view(len(self.source), -1), self.reference_scores)
         metrics["eval/win_rate"], metrics["eval/win_rate_stderr"] = clustered_mean(wins, self.source.texts)
-        return metrics
+        # An error needs two prompts, a mean one scorable row: what cannot be told is left out.
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
     def _sample(self, policy: Policy, purpose: str) -> ScoredRollout:
         """This process's part of the held-out prompts, completed and scored."""
