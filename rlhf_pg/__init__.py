@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_pg import evaluate
     from rlhf_pg.config import Config, load_config
-    from rlhf_pg.trainer import train
+    from rlhf_pg.trainer import resume, train
 
 __version__ = "0.1.0"
-__all__ = ["Config", "__version__", "evaluate", "load_config", "train"]
+__all__ = ["Config", "__version__", "evaluate", "load_config", "resume", "train"]
 
-_HOMES = {"Config": "rlhf_pg.config", "load_config": "rlhf_pg.config", "train": "rlhf_pg.trainer"}
+_HOMES = {
+    "Config": "rlhf_pg.config",
+    "load_config": "rlhf_pg.config",
+    "resume": "rlhf_pg.trainer",
+    "train": "rlhf_pg.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,11 @@ def load_models(config: Config) -> Models:
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.policy)
     base = load_causal_lm(config.policy.model, config.policy, "policy.model")
+    if config.policy.dtype == "float64" and cast(Any, base).config._attn_implementation == "eager":
+        raise ModelError(
+            f"policy.dtype=float64 with the eager attention of policy.model={config.policy.model} gives NaN beside padding; "
+            "take policy.dtype=float32, or policy.attn_implementation=sdpa where the model has it"
+        )
     trained_adapter = isinstance(base, PeftModel)
     if trained_adapter and config.policy.lora is not None:
         raise ModelError(

@@ -259,10 +259,11 @@ def test_only_rewards_from_a_token_on_count() -> None:
     close(batch.advantages, [[1 + 1 + 13 / 4, 2 + 6.5, 13], [2.5, 5, 0]])
 
 
-def test_baselines_see_the_sum_of_token_rewards() -> None:
-    scored = make([1, 0], [2, 2], group=2, token_rewards=[[1, 2], [0, 1]])
+def test_returns_from_a_token_on_are_compared_with_the_others_from_there_on() -> None:
+    """The returns are [4, 3] and [6, 6, 5]; past its end a response counts with its score, here 1."""
+    scored = make([1, 0], [2, 3], group=2, token_rewards=[[1, 2], [0, 1, 5]])
     batch, _ = advantages(configured("leave_one_out"), scored, ModelPasses(), START)
-    close(batch.advantages, [[4 - 1, 3 - 1], [1 - 4, 1 - 4]])
+    close(batch.advantages, [[4 - 6, 3 - 6, 0], [6 - 4, 6 - 3, 5 - 1]])
 
 
 def test_the_missing_end_is_subtracted() -> None:

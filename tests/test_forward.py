@@ -149,11 +149,12 @@ def test_logprobs_are_those_of_each_row_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-@pytest.mark.parametrize("tokens", [1, 16, 40])
-def test_results_do_not_depend_on_micro_batches(family: str, tokens: int) -> None:
-    for ours, theirs in zip(tables(ROLLOUT, tokens, family), tables(ROLLOUT, 10_000, family), strict=True):
-        assert theirs.any()
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+def test_results_do_not_depend_on_micro_batches(family: str) -> None:
+    whole = tables(ROLLOUT, 10_000, family)
+    for tokens in (1, 40):
+        for ours, theirs in zip(tables(ROLLOUT, tokens, family), whole, strict=True):
+            assert theirs.any()
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
 def test_results_do_not_depend_on_padding() -> None:

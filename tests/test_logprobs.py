@@ -113,7 +113,9 @@ def test_the_temperature_is_part_of_the_logprob() -> None:
 def test_entropy_of_known_distributions() -> None:
     """Even: log V. Certain: 0. Never negative."""
     head = linear(bias=False, shape=(1, V))
-    entropies = token_statistics(torch.tensor([[0.0], [1.0], [3000.0]], dtype=F64), head, torch.zeros(3).long())[1].detach()
+    entropies = token_statistics(torch.tensor([[0.0], [1.0], [3000.0]], dtype=F64), head, torch.zeros(3).long())[
+        1
+    ].detach()
     assert float(entropies[0]) == pytest.approx(math.log(V), abs=1e-6)
     assert 0 < float(entropies[1]) < float(entropies[0])
     assert 0 <= float(entropies[2]) < 1e-12

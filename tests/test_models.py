@@ -84,7 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def adapter(folder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A trained adapter with dropout of its own, and no tokenizer beside it."""
     base = AutoModelForCausalLM.from_pretrained(folder)
-    settings = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, settings)
     stir(model, "lora_B")
     place = tmp_path_factory.mktemp("adapter")
@@ -404,6 +406,13 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
         load_models(tiny.config(place))
     assert not marker.exists()
     assert tiny.config(place).policy.trust_remote_code is False
+
+
+def test_eager_attention_in_float64_is_refused(folder: str) -> None:
+    """Beside a longer prompt it would give NaN."""
+    with pytest.raises(ModelError, match=r"policy\.dtype=float64.*eager"):
+        load_models(tiny.config(folder, policy={"attn_implementation": "eager"}))
+    load_models(tiny.config(folder, "float32", policy={"attn_implementation": "eager"}))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])

@@ -47,7 +47,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not model.is_dir():
         pytest.skip("needs the story model in ../shared/models/stories260K")
     (folder / "my_rewards.py").write_text(block("python", 0), encoding="utf-8")
-    prompts = [f'{{"prompt": "Once upon a time there was {word}"}}' for word in "a cat|a dog|Tim|Lily|the sea".split("|")]
+    prompts = [
+        f'{{"prompt": "Once upon a time there was {word}"}}' for word in ("a cat", "a dog", "Tim", "Lily", "the sea")
+    ]
     (folder / "prompts.jsonl").write_text("\n".join(prompts * 4), encoding="utf-8")
     command = next(line for line in block("sh", 1).splitlines() if line.startswith("rlhf-pg train rloo"))
     arguments = [part.strip("'") for part in command.replace("run.steps=100", "run.steps=2").split()[1:]]
