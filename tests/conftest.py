@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-import pytest
+# Tiny models run fastest on one thread, and two pools of threads on one machine slow each other a hundredfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"
 
