@@ -8,7 +8,7 @@ from pathlib import Path
 # Tiny models run fastest on one thread, and two pools of threads on one machine slow each other a hundredfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
 SHARED = Path(__file__).parents[2] / "shared"
 
