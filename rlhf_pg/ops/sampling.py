@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
+_CACHED = 131_072  # elements whose float64 copy stays in the processor's cache
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
@@ -46,8 +47,8 @@ def row_uniforms(seed: int, *purpose: str | int, rows: range, columns: int) -> T
 def inverse_cdf(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Sample each row from softmax(logits / temperature): the first token whose cumulative probability exceeds u.
 
-    The sums are taken in float64 and in blocks: a float32 ``cumsum`` over 150,000 tokens leaves thousands of them
-    unreachable. The answer depends on nothing but the row's logits and its own number.
+    Blocks of 256 tokens are summed first, then cumulated in float64, then the tokens of the one block that holds u: a
+    float32 ``cumsum`` over 150,000 tokens leaves thousands of them unreachable. The answer depends on nothing but the row's logits and its own number.
 
     Args:
         logits: (N, V), any float type; -inf excludes a token.
@@ -61,17 +62,24 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> t
     if temperature != 1.0:
         scaled = scaled / temperature
     rows, vocabulary = scaled.shape
-    top, best = scaled.max(1, keepdim=True)
+    top = scaled.amax(1, keepdim=True)
     weights = (scaled - top).exp_()
-    blocks = torch.nn.functional.pad(weights, (0, -vocabulary % _BLOCK)).view(rows, -1, _BLOCK)
-    ends = blocks.sum(2, dtype=torch.float64).cumsum(1)
+    if vocabulary % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, -vocabulary % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
+    ends = torch.cat(
+        [some.sum(2, dtype=torch.float64) for some in torch.split(blocks, max(1, _CACHED // vocabulary))]
+    ).cumsum(1)
     total = ends[:, -1:]
     target = uniforms.to(ends.device).nan_to_num(0.0)[:, None] * total
     block = _first_above(ends, target)
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0].double().cumsum(1)
-    ids = (block * _BLOCK + _first_above(inside, target - before)).squeeze(1)
-    ids = torch.where(uniforms.to(ids.device).isnan(), best.squeeze(1), ids)
+    # A block's own sum is summed anew in float64, so the way into it is measured as a share of it.
+    share = (target - before) / (ends.gather(1, block) - before)
+    ids = (block * _BLOCK + _first_above(inside, share * inside[:, -1:])).squeeze(1)
+    if bool(uniforms.isnan().any()):
+        ids = torch.where(uniforms.to(ids.device).isnan(), scaled.argmax(1), ids)
     logprobs = scaled.gather(1, ids[:, None]) - top - total.log().to(scaled.dtype)
     return ids, logprobs.squeeze(1)
 
