@@ -32,20 +32,9 @@ class Experience:
     ) -> None:
         self.config, self.models, self.learner = config, models, learner
         self.runner, self.accelerator = runner, accelerator
-        rollout = config.rollout
-        self.sampler = Sampler(
-            models.tokenizer,
-            models.eos_ids,
-            rollout.max_new_tokens,
-            rollout.temperature,
-            1.0,
-            rollout.stop,
-            rollout.batch_rows,
-            config.reward.skip_special_tokens,
-            accelerator.autocast,
-        )
+        self.sampler = Sampler.of(config, models, accelerator.autocast)
         self.forward = Forward(
-            accelerator.device, config.update.micro_batch_tokens, rollout.temperature, accelerator.autocast
+            accelerator.device, config.update.micro_batch_tokens, config.rollout.temperature, accelerator.autocast
         )
 
     def sample(self, prompts: PromptBatch, step: int) -> tuple[Rollout, Rollout | None]:

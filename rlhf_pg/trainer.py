@@ -253,7 +253,8 @@ class Trainer:
 
     def _check_context(self) -> None:
         """Prompt and response must fit the positions that the model was made for."""
-        most, longest = context_length(self.models.policy), self.data.train.longest
+        most = context_length(self.models.policy)
+        longest = max(source.longest for source in (self.data.train, self.data.held_out) if source is not None)
         if most is not None and longest + self.config.rollout.max_new_tokens > most:
             raise ConfigError(
                 f"rollout.max_new_tokens={self.config.rollout.max_new_tokens} after a prompt of {longest} tokens passes the "

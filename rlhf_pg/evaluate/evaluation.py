@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
@@ -65,16 +65,10 @@ class Evaluator:
     def _sample(self, policy: Policy, purpose: str) -> ScoredRollout:
         """This process's part of the held-out prompts, completed and scored."""
         settings, rollout = self.config.evaluation, self.config.rollout
-        sampler = Sampler(
-            self.models.tokenizer,
-            self.models.eos_ids,
-            rollout.max_new_tokens,
-            self._temperature,
-            settings.top_p,
-            rollout.stop,
-            rollout.batch_rows,
-            self.config.reward.skip_special_tokens,
-            self.accelerator.autocast,
+        sampler = replace(
+            Sampler.of(self.config, self.models, self.accelerator.autocast),
+            temperature=self._temperature,
+            top_p=settings.top_p,
         )
         own, group = own_part(len(self.source), self.accelerator), settings.samples_per_prompt
         rows = range(own.start * group, own.stop * group)

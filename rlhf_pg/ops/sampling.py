@@ -48,7 +48,8 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> t
     """Sample each row from softmax(logits / temperature): the first token whose cumulative probability exceeds u.
 
     Blocks of 256 tokens are summed first, then cumulated in float64, then the tokens of the one block that holds u: a
-    float32 ``cumsum`` over 150,000 tokens leaves thousands of them unreachable. The answer depends on nothing but the row's logits and its own number.
+    float32 ``cumsum`` over 150,000 tokens leaves thousands of them unreachable.
+    The answer depends on nothing but the row's logits and its own number.
 
     Args:
         logits: (N, V), any float type; -inf excludes a token.

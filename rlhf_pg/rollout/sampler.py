@@ -14,6 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_pg.config.tree import Config
+from rlhf_pg.loading import Models
 from rlhf_pg.models import Policy
 from rlhf_pg.ops.sampling import inverse_cdf, keep_nucleus
 from rlhf_pg.rollout.cache import new_cache
@@ -40,6 +42,24 @@ class Sampler:
     batch_rows: int = 256
     skip_special_tokens: bool = True
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = field(default=contextlib.nullcontext)
+
+    @classmethod
+    def of(
+        cls, config: Config, models: Models, autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    ) -> Sampler:
+        """The sampler of a training step."""
+        rollout = config.rollout
+        return cls(
+            models.tokenizer,
+            models.eos_ids,
+            rollout.max_new_tokens,
+            rollout.temperature,
+            1.0,
+            rollout.stop,
+            rollout.batch_rows,
+            config.reward.skip_special_tokens,
+            autocast,
+        )
 
     @torch.no_grad()
     def __call__(self, policy: Policy, prompts: PromptBatch, uniforms: Tensor) -> Rollout:
