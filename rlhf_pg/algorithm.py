@@ -68,7 +68,7 @@ def _baseline(name: str, inputs: _Inputs, to_go: Tensor) -> Tensor:
     """(B, T) or (B, 1).
 
     A row's return from t on is compared with the other rows' from t on: by then each has paid a part of its KL, and a
-    baseline of the whole returns would favour late tokens. It depends on other rows alone, so nothing becomes biased.
+    baseline of the whole returns would favour late tokens. What a baseline's docstring says of bias holds at each position.
 
     Args:
         name: the baseline.
@@ -227,7 +227,7 @@ def _adapted(config: Config, scored: ScoredRollout, passes: ModelPasses, state: 
 def rollout_metrics(scored: ScoredRollout, passes: ModelPasses, state: AlgorithmState) -> dict[str, float]:
     """The metrics of a step's samples, under the names that dashboards know."""
     rollout, valid = scored.rollout, scored.valid
-    totals = scored.scores + masked_sum(scored.token_rewards, rollout.response_mask, 1)
+    totals = scored.totals
     rewards = totals[valid].double()
     lengths = rollout.lengths.double()
     metrics = {

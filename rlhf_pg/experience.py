@@ -73,9 +73,7 @@ class Experience:
 
     def greedy_scores(self, greedy: Rollout) -> Tensor:
         """(P,) what the greedy completions score; 0, which is as unbiased, where no function could tell."""
-        scored = self.runner(greedy)
-        own = scored.scores + (scored.token_rewards * greedy.response_mask).sum(1)
-        return torch.cat(gather(own, self.accelerator))
+        return torch.cat(gather(self.runner(greedy).totals, self.accelerator))
 
     def passes(self, rollout: Rollout, step: int) -> ModelPasses:
         """The forward passes that the algorithm asks for, over this process's rows, gathered."""

@@ -28,7 +28,6 @@ from rlhf_pg.data import PromptSource
 from rlhf_pg.errors import CheckpointError, ConfigError
 from rlhf_pg.learner import Learner
 from rlhf_pg.loading import Models
-from rlhf_pg.ops.masking import masked_sum
 from rlhf_pg.tracking import SampleRow, model_card, read_metrics, training_figure
 from rlhf_pg.types import ModelPasses, ScoredRollout, TrainBatch
 
@@ -170,7 +169,7 @@ def rollout_columns(scored: ScoredRollout, passes: ModelPasses, batch: TrainBatc
 def sample_rows(scored: ScoredRollout, passes: ModelPasses, source: PromptSource) -> list[SampleRow]:
     """The first completion of the first prompts, for the table on the terminal."""
     rollout, kl = scored.rollout, sequence_kl(scored, passes)
-    totals = scored.scores + masked_sum(scored.token_rewards, rollout.response_mask, 1)
+    totals = scored.totals
     rows = range(0, len(rollout), rollout.group_size)[:_SAMPLES_SHOWN]
     names = dict(zip(source.indices, source.texts, strict=True))
     return [

@@ -110,6 +110,11 @@ class ScoredRollout:
         assert self.token_rewards.shape == self.rollout.response_mask.shape
         assert bool(torch.isfinite(self.scores).all())
 
+    @property
+    def totals(self) -> Tensor:
+        """(B,) float32: score and per-token rewards of each response together, reward units."""
+        return self.scores + torch.where(self.rollout.response_mask, self.token_rewards, 0.0).sum(1)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPasses:
