@@ -7,18 +7,19 @@ differ between processes. State goes in and comes out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from rlhf_pg.config.sections import RewardConfig
+from rlhf_pg.config.rewards import RewardConfig
 from rlhf_pg.config.tree import Config
 from rlhf_pg.ops import baselines
 from rlhf_pg.ops.kl import adapt_coefficient, kl_estimate
 from rlhf_pg.ops.losses import truncated_importance
 from rlhf_pg.ops.masking import masked_mean, masked_sum, masked_whiten
 from rlhf_pg.ops.returns import gae, rewards_to_go
+from rlhf_pg.ops.running import NONE, Moments, mean_and_deviation, merge
 from rlhf_pg.types import ModelPasses, ScoredRollout, TrainBatch
 
 
@@ -28,9 +29,8 @@ class AlgorithmState:
 
     kl_coef: float
     average: float | None = None  # of the totals, for the moving-average baseline
-    reward_count: float = 0.0  # running normalisation of scores: count, mean, sum of squared deviations
-    reward_mean: float = 0.0
-    reward_m2: float = 0.0
+    scores: Moments = NONE  # running normalisation of the sum
+    rewards: dict[str, Moments] = field(default_factory=dict)  # running normalisation of single rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def shape_scores(
     """The clipping and normalisation of this batch's scores, as a function, and the state after it.
 
     ``batch``: (s - mean) / std over the batch. ``running``: mean and deviation of all scores so far, this batch's
-    included (Welford's sums). A deviation of 0 divides by 1.
+    included. A deviation of 0 divides by 1.
     """
 
     def clip(scores: Tensor) -> Tensor:
@@ -102,15 +102,10 @@ def shape_scores(
     clipped = clip(scored.scores[scored.valid].double())
     if config.normalize == "none" or not len(clipped):
         return clip, state
-    count, mean = float(len(clipped)), float(clipped.mean())
-    m2 = float((clipped - mean).square().sum())
+    moments = merge(state.scores if config.normalize == "running" else NONE, clipped)
     if config.normalize == "running":
-        before, delta = state.reward_count, mean - state.reward_mean
-        m2 += state.reward_m2 + delta**2 * before * count / (before + count)
-        mean = state.reward_mean + delta * count / (before + count)
-        count += before
-        state = replace(state, reward_count=count, reward_mean=mean, reward_m2=m2)
-    deviation = (m2 / count) ** 0.5 or 1.0
+        state = replace(state, scores=moments)
+    mean, deviation = mean_and_deviation(moments)
     return lambda scores: (clip(scores) - mean) / deviation, state
 
 
@@ -242,6 +237,7 @@ def rollout_metrics(scored: ScoredRollout, passes: ModelPasses, state: Algorithm
     }
     for name, values in scored.components.items():
         known = values[~values.isnan()].double()
+        metrics[f"rewards/{name}/unscorable"] = 1.0 - len(known) / len(values)
         if len(known):
             metrics[f"rewards/{name}/mean"] = float(known.mean())
             metrics[f"rewards/{name}/std"] = float(known.std()) if len(known) > 1 else 0.0

@@ -6,22 +6,27 @@ Each process samples, scores and runs its own prompts; the tables are then gathe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rlhf_pg.algorithm import AlgorithmState
 from rlhf_pg.config.tree import Config
 from rlhf_pg.distributed import gather, gather_tables, own_part
 from rlhf_pg.forward import Forward, minibatch_rows
 from rlhf_pg.learner import Learner
 from rlhf_pg.loading import Models
 from rlhf_pg.ops.sampling import row_uniforms
-from rlhf_pg.rewards import RewardRunner
+from rlhf_pg.rewards import RewardRunner, Scoring
+from rlhf_pg.rewards.combine import Normaliser
 from rlhf_pg.rollout import Sampler
 from rlhf_pg.types import ModelPasses, PromptBatch, Rollout, ScoredRollout
+
+Log = Callable[[str, float], None]
 
 
 class Experience:
@@ -47,33 +52,47 @@ class Experience:
             return self.sampler.with_greedy(self.models.policy, mine, numbers)
         return self.sampler(self.models.policy, mine, numbers), None
 
-    def score(self, rollout: Rollout, prompts: PromptBatch, log: Callable[[str, float], None]) -> ScoredRollout:
-        """Score this process's rollout, and gather those of all as one."""
-        scored = self.runner(rollout, log)
-        parts = gather(scored, self.accelerator)
+    def gathered(self, rollout: Rollout, prompts: PromptBatch) -> Rollout:
+        """The rollouts of all processes as one."""
+        parts = gather(rollout, self.accelerator)
         if len(parts) == 1:
-            return scored
-        rollouts = [part.rollout for part in parts]
-        rollout = Rollout(
+            return rollout
+        return Rollout(
             prompts,
-            scored.rollout.group_size,
-            gather_tables([part.response_ids for part in rollouts]),
-            gather_tables([part.response_mask for part in rollouts]),
-            gather_tables([part.logprobs for part in rollouts]),
-            tuple(reason for part in rollouts for reason in part.finish_reason),
-            tuple(text for part in rollouts for text in part.texts),
-        )
-        return ScoredRollout(
-            rollout,
-            torch.cat([part.scores for part in parts]),
-            {name: torch.cat([part.components[name] for part in parts]) for name in scored.components},
-            torch.cat([part.valid for part in parts]),
-            gather_tables([part.token_rewards for part in parts]),
+            rollout.group_size,
+            gather_tables([part.response_ids for part in parts]),
+            gather_tables([part.response_mask for part in parts]),
+            gather_tables([part.logprobs for part in parts]),
+            tuple(reason for part in parts for reason in part.finish_reason),
+            tuple(text for part in parts for text in part.texts),
         )
 
-    def greedy_scores(self, greedy: Rollout) -> Tensor:
-        """(P,) what the greedy completions score; 0, which is as unbiased, where no function could tell."""
-        return torch.cat(gather(self.runner(greedy).totals, self.accelerator))
+    def scored(
+        self, scoring: Scoring, greedy: Rollout | None, rollout: Rollout, state: AlgorithmState, log: Log
+    ) -> tuple[ScoredRollout, Tensor | None, AlgorithmState]:
+        """What the reward functions said.
+
+        Args:
+            scoring: this process's rows, being scored.
+            greedy: this process's greedy completions, for ReMax.
+            rollout: of all processes.
+            state: before the step.
+            log: takes the functions' metrics.
+
+        Returns:
+            The scores of all processes; (P,) what the greedy completions score, 0, which is as unbiased, where no function
+            could tell; and the state with the moments by which rewards are normalised.
+        """
+        mine = scoring.result(log)
+        parts = gather(mine, self.accelerator)
+        scored = mine if len(parts) == 1 else _joined(parts, rollout)
+        greedy_parts = [] if greedy is None else gather(self.runner(greedy), self.accelerator)
+        if self.runner.normalises:
+            normaliser = Normaliser(state.rewards)
+            scored = self.runner.normalised(scored, normaliser)
+            greedy_parts = [self.runner.normalised(part, normaliser.again) for part in greedy_parts]
+            state = replace(state, rewards=normaliser.state)
+        return scored, torch.cat([part.totals for part in greedy_parts]) if greedy_parts else None, state
 
     def passes(self, rollout: Rollout, step: int) -> ModelPasses:
         """The forward passes that the algorithm asks for, over this process's rows, gathered."""
@@ -98,6 +117,20 @@ class Experience:
             found["grad_sq_norms"] = self.forward.grad_sq_norms(models.policy, rollout, own)
         gathered = gather(found, self.accelerator)
         return ModelPasses(**{name: torch.cat([part[name] for part in gathered]) for name in found})
+
+
+def _joined(parts: Sequence[ScoredRollout], rollout: Rollout) -> ScoredRollout:
+    """The scores of each process's rows as those of the whole rollout."""
+    extras = sorted({name for part in parts for name in part.extras})
+    return ScoredRollout(
+        rollout,
+        torch.cat([part.scores for part in parts]),
+        {name: torch.cat([part.components[name] for part in parts]) for name in parts[0].components},
+        torch.cat([part.valid for part in parts]),
+        gather_tables([part.token_rewards for part in parts]),
+        frozenset().union(*(part.per_token for part in parts)),
+        {name: [x for part in parts for x in part.extras.get(name, [None] * len(part.scores))] for name in extras},
+    )
 
 
 class Timer:

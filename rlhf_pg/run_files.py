@@ -159,6 +159,7 @@ def rollout_columns(scored: ScoredRollout, passes: ModelPasses, batch: TrainBatc
         "finish_reason": list(rollout.finish_reason),
         "score": torch.where(scored.valid, scored.scores, torch.nan).tolist(),
         **{f"rewards/{name}": values.tolist() for name, values in scored.components.items()},
+        **{f"extra/{name}": [None if x is None else str(x) for x in values] for name, values in scored.extras.items()},
         **({} if kl is None else {"kl": kl.tolist()}),
         "response_ids": cut(rollout.response_ids),
         "logprobs": cut(rollout.logprobs),

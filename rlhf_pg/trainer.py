@@ -169,14 +169,16 @@ class Trainer:
         timer = Timer()
         with timer("rollout"):
             prompts = self.data.train.batch(step - 1, self.config.rollout.prompts_per_step)
-            rollout, greedy = self.experience.sample(prompts, step)
+            mine, greedy = self.experience.sample(prompts, step)
+            scoring = self.runner.start(mine)  # in worker processes, while the passes run here
+            rollout = self.experience.gathered(mine, prompts)
+        with timer("reference"):
+            passes = self.experience.passes(rollout, step)
         with timer("reward"):
             logged: dict[str, float] = {}
-            scored = self.experience.score(rollout, prompts, logged.__setitem__)
-            greedy_scores = None if greedy is None else self.experience.greedy_scores(greedy)
-        with timer("reference"):
-            passes = self.experience.passes(scored.rollout, step)
-        before = self.state
+            scored, greedy_scores, before = self.experience.scored(
+                scoring, greedy, rollout, self.state, logged.__setitem__
+            )
         batch, self.state = advantages(self.config, scored, passes, before, greedy_scores)
         with timer("learn"):
             learned = self.learner.update(batch, step, before.kl_coef)
@@ -186,7 +188,7 @@ class Trainer:
             log.samples(step, sample_rows(scored, passes, self.data.train))
         return {
             **rollout_metrics(scored, passes, before),
-            **{name: value for name, value in logged.items() if not name.endswith("/unscorable")},
+            **logged,
             **learned,
             "num_tokens": self.tokens,
             **timer.metrics(len(scored.rollout)),

@@ -100,6 +100,8 @@ class ScoredRollout:
     components: dict[str, Tensor]  # (B,) each, before its weight; NaN where that function could not score the row
     valid: Tensor  # (B,) bool; False: no function could score the row
     token_rewards: Tensor  # (B, T) float32: rewards given per token; 0 where there are none
+    per_token: frozenset[str] = frozenset()  # components whose rewards are per token: their value is the sum
+    extras: dict[str, list[Any]] = field(default_factory=dict)  # B values each: what functions gave to log_extra
 
     def __post_init__(self) -> None:
         """Check the shapes."""

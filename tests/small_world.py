@@ -71,7 +71,7 @@ def goodness(completions: Sequence[str], **_: Any) -> list[float]:
     return [float(sum(w.startswith("good") - w.startswith("bad") for w in text.split())) for text in completions]
 
 
-# The same as a file, for runs in other processes; told to, it kills the process or raises at one of its calls.
+# The same as a file, for runs in other processes; told to, it kills the run at one of its calls.
 REWARD_FILE = """
 import os, signal
 
@@ -82,7 +82,7 @@ def goodness(completions, **columns):
     global CALLS
     CALLS += 1
     if CALLS == int(os.environ.get("KILL_AT_CALL", "-1")):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getppid(), signal.SIGKILL)  # the run, whose worker this is
     return [float(sum(w.startswith("good") - w.startswith("bad") for w in text.split())) for text in completions]
 """
 

@@ -306,9 +306,10 @@ def test_running_normalisation_is_that_of_all_scores_so_far() -> None:
             config, make([*scores.tolist(), 1e6], valid=[True] * size + [False]), ModelPasses(), state
         )
         close(first(batch), [*((scores - seen.mean()) / seen.std()).tolist(), 0])
-    assert state.reward_count == 10
-    assert state.reward_mean == pytest.approx(seen.mean(), abs=1e-12)
-    assert state.reward_m2 / 10 == pytest.approx(seen.var(), abs=1e-11)
+    count, mean, m2 = state.scores
+    assert count == 10
+    assert mean == pytest.approx(seen.mean(), abs=1e-12)
+    assert m2 / 10 == pytest.approx(seen.var(), abs=1e-11)
 
 
 def test_a_row_without_a_score_is_in_no_baseline_and_learns_nothing() -> None:
@@ -324,7 +325,7 @@ def test_a_row_without_a_score_is_in_no_baseline_and_learns_nothing() -> None:
 
 
 def test_a_batch_without_any_score_leaves_the_state() -> None:
-    state = AlgorithmState(0.0, average=2.0, reward_count=4.0, reward_mean=1.0, reward_m2=8.0)
+    state = AlgorithmState(0.0, average=2.0, scores=(4.0, 1.0, 8.0))
     config = configured("moving_average", reward={"normalize": "running"})
     batch, after = advantages(config, make([0, 0], valid=[False, False]), ModelPasses(), state)
     assert after == state
@@ -373,6 +374,7 @@ def test_rollout_metrics() -> None:
         "reward": rewards.mean(),
         "reward_std": rewards.std(ddof=1),
         "rewards/unscorable": 1 / 6,
+        "rewards/f/unscorable": 1 / 6,
         "rewards/f/mean": 3.6,
         "rewards/f/std": numpy.std([1, 2, 3, 3, 9], ddof=1),
         "completions/mean_length": 2.0,

@@ -14,14 +14,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types"),
     ("ops", "config"),
     ("data", "prompts", "sources", "models", "loading", "distributed", "checkpoint", "tracking"),
-    ("forward", "rollout", "rewards", "reward_lookup", "reward_values"),
+    ("forward", "rollout", "rewards"),
     ("algorithm", "learner"),
     ("experience", "run_files"),
-    ("trainer", "evaluate", "quickstart", "dry_run"),
+    ("trainer", "evaluate", "quickstart", "dry_run", "reward_check"),
+    ("reward_cli",),
     ("cli", "__main__", "__init__"),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
-OPEN_TO_REWARD_MODELS = ("errors", "types", "ops", "config", "data", "models")
+OPEN_TO_REWARD_MODELS = ("errors", "types", "ops", "config", "data", "sources", "models")
 LONGEST = 300
 
 

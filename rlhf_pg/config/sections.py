@@ -1,10 +1,10 @@
-"""The sections that say what runs on what: run, policy, reference, data, rollout, reward, evaluation."""
+"""The sections that say what runs on what: run, policy, reference, data, rollout, evaluation."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from rlhf_pg.config.base import Section, key
 
@@ -101,42 +101,6 @@ class RolloutConfig(Section):
         if "" in stop:
             raise ValueError("an empty stop string would end every completion at once; remove it")
         return stop
-
-
-class RewardFunctionConfig(Section):
-    """One reward function. A plain string stands for ``{function: string}``."""
-
-    function: str = key(
-        ..., "path/to/file.py:name, package.module:name, a classifier's folder or hub id, or a builtin's name."
-    )
-    name: str | None = key(None, "Its name in the metrics; None: the function's own.")
-    weight: float = key(1.0, "Its weight in the sum.")
-    args: dict[str, Any] = key({}, "Keyword arguments, given at each call (to the factory, once, with factory: true).")
-    factory: bool = key(False, "The name is called once with args and returns the reward function.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"function": value} if isinstance(value, str) else value
-
-
-class RewardConfig(Section):
-    """What is maximised: the weighted sum of the functions."""
-
-    functions: tuple[RewardFunctionConfig, ...] = key((), "The reward functions.")
-    clip: tuple[float, float] | None = key(None, "Clip the sum to [low, high], in reward units.")
-    normalize: Literal["none", "batch", "running"] = key(
-        "none", "Shift and scale the sum to mean 0 and deviation 1: over the batch, or over the run so far."
-    )
-    missing_eos_penalty: float = key(0.0, "Subtracted from the score of a response cut at the token limit.", ge=0)
-    skip_special_tokens: bool = key(True, "Reward functions read text without special tokens.")
-
-    @field_validator("clip")
-    @classmethod
-    def _ordered(cls, clip: tuple[float, float] | None) -> tuple[float, float] | None:
-        if clip is not None and clip[0] >= clip[1]:
-            raise ValueError(f"[low, high] needs low < high, got {list(clip)}")
-        return clip
 
 
 class EvaluationConfig(Section):

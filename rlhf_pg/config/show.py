@@ -42,13 +42,16 @@ _RULES = {
 
 @cache
 def config_keys() -> dict[str, FieldInfo]:
-    """Every key and section by dotted name; those of a list's items have ``[]``: ``reward.functions[].weight``."""
+    """Every key and section by dotted name; those of a list's items have ``[]``: ``reward.functions[].weight``.
+
+    A section within one of its own kind has the keys that this one has, and is not listed again.
+    """
 
     def below(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
         for name, field in model.model_fields.items():
             yield prefix + name, field
             for kind in (field.annotation, *get_args(field.annotation)):
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not model:
                     many = "[]" if get_origin(field.annotation) is tuple else ""
                     yield from below(kind, f"{prefix}{name}{many}.")
 
@@ -113,7 +116,7 @@ def said(value: Any) -> str:
 
 def _generic(dotted: str) -> str:
     """The name in ``config_keys`` of a key below a list's item."""
-    return re.sub(r"\[\d+\]", "[]", dotted)
+    return re.sub(r"(\.members\[\])+(?=\.)", "", re.sub(r"\[\d+\]", "[]", dotted))
 
 
 def spell_booleans(value: Any, dotted: str = "") -> Any:
@@ -125,7 +128,8 @@ def spell_booleans(value: Any, dotted: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [spell_booleans(item, f"{dotted}[]") for item in value]
     if isinstance(value, bool):
-        field = config_keys().get(dotted) or config_keys().get(dotted.removesuffix("[]"))
+        known = _generic(dotted)
+        field = config_keys().get(known) or config_keys().get(known.removesuffix("[]"))
         kinds = {field.annotation, *get_args(field.annotation)} if field else set()
         return said(value) if bool not in kinds and kinds & {int, float} else value
     return value

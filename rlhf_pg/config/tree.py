@@ -8,12 +8,12 @@ from pydantic import model_validator
 
 from rlhf_pg.config.algorithm import AdvantageConfig, KlConfig, LossConfig, UpdateConfig, ValueConfig
 from rlhf_pg.config.base import Section, key
+from rlhf_pg.config.rewards import RewardConfig
 from rlhf_pg.config.sections import (
     DataConfig,
     EvaluationConfig,
     PolicyConfig,
     ReferenceConfig,
-    RewardConfig,
     RolloutConfig,
     RunConfig,
 )
