@@ -75,6 +75,8 @@ def goodness(completions: Sequence[str], **_: Any) -> list[float]:
 REWARD_FILE = """
 import os, signal
 
+import psutil
+
 CALLS = 0
 
 
@@ -82,7 +84,7 @@ def goodness(completions, **columns):
     global CALLS
     CALLS += 1
     if CALLS == int(os.environ.get("KILL_AT_CALL", "-1")):
-        os.kill(os.getppid(), signal.SIGKILL)  # the run, whose worker this is
+        os.kill(psutil.Process().parent().ppid(), signal.SIGKILL)  # the run: this is its worker's child
     return [float(sum(w.startswith("good") - w.startswith("bad") for w in text.split())) for text in completions]
 """
 

@@ -10,7 +10,7 @@ from rlhf_pg.config.rewards import RewardConfig, RewardFunctionConfig
 from rlhf_pg.errors import ConfigError
 from rlhf_pg.rewards.calls import Answer, Needs, needs_of, perform
 from rlhf_pg.rewards.lookup import Found, find, own_name, runs_in_main
-from rlhf_pg.rewards.process import Worker, on_main_thread
+from rlhf_pg.rewards.process import Worker
 from rlhf_pg.rewards.worker import Job
 
 Call = Callable[[], Answer]
@@ -105,7 +105,7 @@ def place(entry: Callable[..., Any] | RewardFunctionConfig, config: RewardConfig
                 "workers out, or set process: worker"
             )
         return Here(find(entry.function, entry.args, entry.factory, device))
-    job = Job(entry.function, entry.args, entry.factory, device, int(config.worker_memory_gb * 1e9), on_main_thread())
+    job = Job(entry.function, entry.args, entry.factory, device, int(config.worker_memory_gb * 1e9))
     return InWorkers([Worker(job, entry.timeout or config.timeout) for _ in range(entry.workers)])
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import psutil
 
 from rlhf_pg.errors import ConfigError
 from rlhf_pg.rewards.calls import Answer, Failure
-from rlhf_pg.rewards.worker import Job, Ready
+from rlhf_pg.rewards.worker import KILLED, Job, Ready
 
 START_SECONDS = 600.0  # to import a function, and load what it loads
 # Not multiprocessing's spawn, which would import the user's main script again.
@@ -110,7 +108,7 @@ class Worker:
             return self._calls.recv()
         except (EOFError, ConnectionResetError):
             code = self._process.wait()
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            how = f"was killed by signal {code - KILLED}" if code > KILLED else f"ended with exit code {code}"
             return Failure("died", how, renew=True)
 
     def close(self) -> None:
@@ -133,13 +131,6 @@ def _end(process: subprocess.Popen[bytes], calls: Connection, pipe: int) -> None
                 one.kill()
     except psutil.NoSuchProcess:
         pass
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # what a worker that died by itself has left
     process.wait()
     calls.close()
     os.close(pipe)
-
-
-def on_main_thread() -> bool:
-    """Whether a process started now lives as long as this process does."""
-    return threading.current_thread() is threading.main_thread()

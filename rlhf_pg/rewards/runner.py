@@ -177,8 +177,8 @@ class Scoring:
         """Wait for every function and combine their values.
 
         Args:
-            log: takes ``time/rewards/<name>`` (seconds), ``rewards/<name>/failed`` (rows that it failed on), ``rewards/<name>/nan``
-                (rows scored NaN), and what functions report through TRL's ``log_metric``.
+            log: takes ``time/rewards/<name>`` (seconds), ``rewards/<name>/failed`` (rows that it failed on),
+                ``rewards/<name>/nan`` (rows scored NaN), and what functions report through TRL's ``log_metric``.
 
         Returns:
             The scores, on the rollout's device.

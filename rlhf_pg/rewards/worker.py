@@ -6,21 +6,23 @@ closes when the parent ends, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 from rlhf_pg.errors import RlhfPgError
 from rlhf_pg.rewards.calls import Needs, needs_of, perform
 from rlhf_pg.rewards.lookup import find
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+KILLED = 128  # an exit code above it names the signal that ended the worker
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,6 @@ class Job:
     factory: bool
     device: str
     memory: int  # bytes of data, at most
-    dies_with_thread: bool  # the parent's main thread started it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,66 @@ class Ready:
     problem: str = ""  # why it cannot work
 
 
-def serve(calls_descriptor: int, alive_descriptor: int) -> None:
-    """Answer calls until the connection closes."""
-    for descriptor in (calls_descriptor, alive_descriptor):
+def serve(calls: int, alive: int) -> None:
+    """Run the function in a child, and see to it that nothing is left of it once it, or the parent, is gone.
+
+    The child may be busy in a way that lets nothing else run in it, so that it cannot watch over itself; and what it
+    starts may leave its session and lose its parent, and is then this process's child.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    ended, note = os.pipe()
+    os.set_blocking(note, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(note)
+    for descriptor in (calls, alive):
         os.set_inheritable(descriptor, False)
-    calls = Connection(calls_descriptor)
+    worker = os.fork()
+    if worker == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (alive, ended, note):
+            os.close(descriptor)
+        _answer(Connection(calls))
+        return
+    os.close(calls)
+    while True:
+        ready, _, _ = select.select([alive, ended], [], [])
+        if alive in ready:
+            _leave(1)
+        os.read(ended, 4096)
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == worker:
+                    code = os.waitstatus_to_exitcode(found[1])
+                    _leave(code if code >= 0 else KILLED - code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Kill all that the worker started, and exit."""
+    import psutil
+
+    while children := psutil.Process().children(recursive=True):
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+    os._exit(code)
+
+
+def _answer(calls: Connection) -> None:
+    """Answer calls until the connection closes."""
     try:
         job: Job = calls.recv()
     except EOFError:
         return
-    _bind_to_parent(alive_descriptor, job)
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (job.memory if hard < 0 else min(job.memory, hard), hard))
     try:
         found = find(job.reference, job.args, job.factory, job.device)
     except RlhfPgError as error:
@@ -74,27 +125,3 @@ def serve(calls_descriptor: int, alive_descriptor: int) -> None:
             calls.send(answer)
         except (BrokenPipeError, ConnectionResetError):
             return
-
-
-def _bind_to_parent(alive: int, job: Job) -> None:
-    """Limit memory, keep descendants findable, and end when the parent ends, in whatever this process is then doing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    if sys.platform == "linux":
-        import resource
-
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        if job.dies_with_thread:  # the only way to end a call that never gives up the interpreter
-            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (job.memory if hard < 0 else min(job.memory, hard), hard))
-
-    def watch() -> None:
-        os.read(alive, 1)
-        import psutil
-
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
