@@ -56,6 +56,7 @@ def dry_run(
     )
     rollout = trainer.experience.sampler(trainer.models.policy, prompts, numbers)
     scored = trainer.runner(rollout)
+    trainer.runner.close()
     passes = ModelPasses(
         ref_logprobs=trainer.experience.forward.reference(trainer.models.reference, rollout, [range(len(rollout))])
     )

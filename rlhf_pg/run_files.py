@@ -28,7 +28,7 @@ from rlhf_pg.data import PromptSource
 from rlhf_pg.errors import CheckpointError, ConfigError
 from rlhf_pg.learner import Learner
 from rlhf_pg.loading import Models
-from rlhf_pg.tracking import SampleRow, model_card, read_metrics, training_figure
+from rlhf_pg.tracking import TABLES, SampleRow, model_card, read_metrics, training_figure
 from rlhf_pg.types import ModelPasses, ScoredRollout, TrainBatch
 
 _SAMPLES_SHOWN = 3
@@ -52,7 +52,7 @@ class RunFiles:
 
     def create(self) -> None:
         """An empty folder with the resolved configuration."""
-        for name in ("checkpoints", "rollouts", "final", "best"):
+        for name in ("checkpoints", *TABLES, "final", "best"):
             shutil.rmtree(self.run_dir / name, ignore_errors=True)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.write_config()

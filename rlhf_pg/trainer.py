@@ -152,16 +152,17 @@ class Trainer:
             for message in self.messages:
                 log.say(message)
             if self.start == 0 and self.evaluator is not None:
-                log.step(0, self._evaluate(0))
+                log.step(0, self._evaluate(0, log))
             for step in range(self.start + 1, config.run.steps + 1):
                 metrics = self.step(step, log)
                 last = step == config.run.steps
                 if self.evaluator is not None and (last or _due(step, config.evaluation.every)):
-                    metrics |= self._evaluate(step)
+                    metrics |= self._evaluate(step, log)
                 log.step(step, metrics)
                 if _due(step, config.run.save_every):
                     self._save(step, log)
             self._finish(log, metrics)
+        self.runner.close()
         return TrainResult(self.files.run_dir, metrics)
 
     def step(self, step: int, log: RunLog) -> dict[str, float]:
@@ -195,11 +196,12 @@ class Trainer:
             "memory/peak_gb": peak_memory_gb(self.accelerator.device),
         }
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """Measure, and keep the model as ``best/`` if it is."""
+    def _evaluate(self, step: int, log: RunLog) -> dict[str, float]:
+        """Measure, keep the samples, and keep the model as ``best/`` if it is."""
         assert self.evaluator is not None
         start = time.perf_counter()
         metrics = self.evaluator()
+        log.evaluation(step, self.evaluator.samples)
         limit = self.config.evaluation.max_kl
         allowed = limit is None or metrics["eval/kl/sequence"] <= limit
         reward = metrics.get("eval/reward", -math.inf)

@@ -14,7 +14,7 @@ from small_world import PROMPTS, goodness, save_model, small_config, write_promp
 from rlhf_pg.errors import ConfigError, DataError
 from rlhf_pg.evaluate import evaluate_model
 from rlhf_pg.evaluate.statistics import clustered_mean, win_rates
-from rlhf_pg.tracking import read_metrics
+from rlhf_pg.tracking import read_metrics, read_table
 from rlhf_pg.trainer import Trainer, train
 
 NAN = math.nan
@@ -187,3 +187,20 @@ def test_what_cannot_be_evaluated(tmp_path: Path, model: str) -> None:
     recipe = str(unfinished.files.run_dir / "config.yaml")
     with pytest.raises(DataError, match=r"data\.eval_size"):
         evaluate_model(model, recipe, ["data.eval_size=0"], rewards=[goodness])
+
+
+def test_the_samples_of_each_evaluation_are_kept_and_agree_with_its_figures(tmp_path: Path, model: str) -> None:
+    config = small_config(tmp_path, model, "policy.dtype=float64", "evaluation.every=2")
+    result = train(config, dataset=PROMPTS, rewards=[goodness])
+    lines = {line["step"]: line for line in read_metrics(result.run_dir)}
+    for step in (0, 2, 3):
+        table = read_table(result.run_dir / "evaluations", step)
+        rows = len(table["prompt"])
+        assert rows == 4 * config.evaluation.samples_per_prompt
+        assert {len(column) for column in table.values()} == {rows}
+        assert lines[step]["eval/reward"] == pytest.approx(sum(table["reward"]) / rows)
+        assert table["reward"] == table["rewards/goodness"] == goodness(table["completion"])
+        assert lines[step]["eval/kl/sequence"] == pytest.approx(sum(table["kl"]) / rows, abs=1e-9)
+        assert [sum(kl) for kl in table["token_kl"]] == pytest.approx(table["kl"], abs=1e-5)
+        assert [len(ids) for ids in table["response_ids"]] == [len(kl) for kl in table["token_kl"]]
+    assert not (result.run_dir / "evaluations" / "step-000001.parquet").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,9 @@ class Evaluator:
     """Measures the policy on all held-out prompts, with the same random numbers each time.
 
     The reference's own completions, for the win rate, are drawn with other numbers, once, when they are first needed.
+
+    Attributes:
+        samples: the last measurement, a row a completion, the same on each process: prompts, texts, rewards, KL.
     """
 
     config: Config
@@ -36,6 +40,7 @@ class Evaluator:
     runner: RewardRunner
     accelerator: Accelerator
     reference_scores: Tensor | None = field(default=None)  # (P, G)
+    samples: dict[str, list[Any]] = field(default_factory=dict)
 
     def __call__(self) -> dict[str, float]:
         """All ``eval/...`` metrics, the same on each process. Rewards in reward units, KL in nats."""
@@ -44,8 +49,10 @@ class Evaluator:
                 found = self._rows(self._sample(frozen, "reference"))
             self.reference_scores = self._gathered(found)["reward"].view(len(self.source), -1)
         scored = self._sample(self.models.policy, "policy")
-        table = self._gathered(self._rows(scored) | self._passes(scored.rollout))
+        passes, token_kl = self._passes(scored.rollout)
+        table = self._gathered(self._rows(scored) | passes)
         texts = [text for text in self.source.texts for _ in range(self.config.evaluation.samples_per_prompt)]
+        self.samples = self._columns(scored.rollout, table, token_kl, texts)
         metrics: dict[str, float] = {"eval/prompts": len(set(self.source.texts))}
         for name, values in table.items():
             if name in ("tokens", "entropy_sum"):
@@ -91,8 +98,8 @@ class Evaluator:
             "completions/clipped_ratio": rollout.truncated.double(),
         }
 
-    def _passes(self, rollout: Rollout) -> dict[str, Tensor]:
-        """(rows,) KL and entropy of the full distributions along each completion, nats."""
+    def _passes(self, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
+        """(rows,) KL and entropy of the full distributions along each completion, nats; and the KL (rows, T) of each state."""
         forward = Forward(
             self.accelerator.device,
             self.config.update.micro_batch_tokens,
@@ -105,8 +112,31 @@ class Evaluator:
         k1 = logprobs - forward.reference(self.models.reference, rollout, rows)
         mask = rollout.response_mask
         sums = {"kl/sequence": kl, "kl/k1": k1, "entropy_sum": entropies}
-        return {name: masked_sum(x.double(), mask, 1) for name, x in sums.items()} | {
-            "tokens": rollout.lengths.double()
+        table = {name: masked_sum(x.double(), mask, 1) for name, x in sums.items()}
+        return table | {"tokens": rollout.lengths.double()}, kl
+
+    def _columns(
+        self, rollout: Rollout, table: dict[str, Tensor], token_kl: Tensor, texts: list[str]
+    ) -> dict[str, list[Any]]:
+        """The rows of all processes, as columns."""
+        lengths = rollout.lengths.tolist()
+        own: dict[str, list[Any]] = {
+            "completion": list(rollout.texts),
+            "finish_reason": list(rollout.finish_reason),
+            "response_ids": [ids[:n] for ids, n in zip(rollout.response_ids.tolist(), lengths, strict=True)],
+            "token_kl": [kl[:n] for kl, n in zip(token_kl.tolist(), lengths, strict=True)],
+        }
+        parts = gather(own, self.accelerator)
+        group = self.config.evaluation.samples_per_prompt
+        return {
+            "prompt_index": [int(index) for index in self.source.indices for _ in range(group)],
+            "prompt": texts,
+            **{name: [value for part in parts for value in part[name]] for name in own},
+            "reward": table["reward"].tolist(),
+            **{name.removesuffix("/mean"): x.tolist() for name, x in table.items() if name.endswith("/mean")},
+            "kl": table["kl/sequence"].tolist(),
+            "kl_k1": table["kl/k1"].tolist(),
+            "entropy": table["entropy_sum"].tolist(),
         }
 
     def _gathered(self, table: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,7 +57,9 @@ def evaluate_model(
     if data.held_out is None:
         raise DataError("data.eval_size is 0, so there are no held-out prompts to evaluate on; raise it")
     runner = RewardRunner(config.reward, rewards, device=accelerator.device)
-    return Evaluator(config, data.held_out, models, runner, accelerator)()
+    figures = Evaluator(config, data.held_out, models, runner, accelerator)()
+    runner.close()
+    return figures
 
 
 def _of_model(config: Config, model: str, reference: str | None) -> Config:

@@ -60,7 +60,7 @@ def build(folder: Path, sizes: Sizes, say: Callable[[str], object]) -> None:
     say(f"... and a reward model on {sizes.pairs} noisy preferences between its samples ...")
     pairs = preferences(rng, rng.choices(prompts, k=sizes.pairs), policy, tokenizer)
     reward = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1, dtype=torch.float32)
-    metrics: dict[str, float] = importlib.import_module("reward_models.bradley_terry").train_bradley_terry(
+    metrics: dict[str, float] = importlib.import_module("reward_models.training").train_bradley_terry(
         reward,
         tokenizer,
         pairs,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 
-from rlhf_pg.quickstart.build import reward_folder
 from rlhf_pg.quickstart.grammar import gold_score
 
 Reward = Callable[..., list[float]]
@@ -16,6 +15,8 @@ def reviews_reward() -> Reward:
 
     The completion is scored as it was written, its last full stop included, and without an end-of-sequence token.
     """
+    from rlhf_pg.quickstart.build import reward_folder  # torch, which the gold score's worker does without
+
     load = importlib.import_module("reward_models.classifier").load_classifier
     reward: Reward = load(str(reward_folder()))
     return reward

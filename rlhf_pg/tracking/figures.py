@@ -20,23 +20,28 @@ Floats = NDArray[np.float64]
 
 
 def training_figure(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a run's reward and KL as a PNG of three panels.
+    """Draw a run's reward and KL as a PNG of three panels, and a further one for each ensemble of rewards.
 
     Left and middle: reward and sequence KL over the steps, of each step's own samples and of the held-out prompts.
     Right: held-out reward against held-out KL in the order of the steps (each step's samples where nothing was held
     out), on an axis of the square root of the KL, in which the reward of a policy near its reference is about a
-    straight line (Gao et al., arXiv 2210.10760, section 3). Bars are one standard error each way.
+    straight line (Gao et al., arXiv 2210.10760, section 3). Bars are one standard error each way. Further to the right:
+    how much the members of an ensemble disagree, against the KL. Where it grows, they no longer know.
 
     Args:
         metrics: lines of ``metrics.jsonl``; any name may be absent, and any value None.
         path: the PNG to write.
     """
-    figure = Figure(figsize=(13.5, 4.3), dpi=150, layout="constrained")
+    names = dict.fromkeys(name.removeprefix("eval/") for line in metrics for name in line)
+    ensembles = [name for name in names if name.endswith("/disagreement/mean")]
+    figure = Figure(figsize=(4.5 * (3 + len(ensembles)), 4.3), dpi=150, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.08)  # type: ignore[union-attr,call-arg]
-    left, middle, right = figure.subplots(1, 3)
+    left, middle, right, *further = figure.subplots(1, 3 + len(ensembles))
     _over_steps(left, metrics, REWARD, "reward")
     _over_steps(middle, metrics, KL, "KL to the reference, nats a response")
-    _reward_against_kl(right, metrics)
+    _against_kl(right, metrics, REWARD, "reward")
+    for axes, name in zip(further, ensembles, strict=True):
+        _against_kl(axes, metrics, name, f"disagreement in {name.split('/')[1]} (standard deviation)")
     figure.savefig(path, format="png")
 
 
@@ -59,19 +64,17 @@ def _over_steps(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label:
     _key(axes, train="each step's samples" if train[0].size else "", held=_held_label(held[2]) if held[0].size else "")
 
 
-def _reward_against_kl(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
-    """Reward against KL in the order of the steps, the first and the last evaluation labelled."""
-    _dress(axes, "KL to the reference, nats (square-root axis)", "reward")
-    errors = (f"eval/{KL}_stderr", f"eval/{REWARD}_stderr")
-    kl, reward, step, kl_error, reward_error = _columns(
-        metrics, f"eval/{KL}", f"eval/{REWARD}", "step", *errors, needed=3
-    )
+def _against_kl(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label: str) -> None:
+    """A metric against KL in the order of the steps, the first and the last evaluation labelled."""
+    _dress(axes, "KL to the reference, nats (square-root axis)", label)
+    errors = (f"eval/{KL}_stderr", f"eval/{name}_stderr")
+    kl, value, step, kl_error, value_error = _columns(metrics, f"eval/{KL}", f"eval/{name}", "step", *errors, needed=3)
     held = bool(kl.size)
     if held:
-        _points(axes, kl, reward, x_error=kl_error, y_error=reward_error)
+        _points(axes, kl, value, x_error=kl_error, y_error=value_error)
     else:
-        kl, reward, step = _columns(metrics, KL, REWARD, "step", needed=3)
-        axes.plot(kl, reward, color=TRAIN, linewidth=0, marker="o", markersize=3.5, alpha=0.6, markeredgewidth=0)
+        kl, value, step = _columns(metrics, KL, name, "step", needed=3)
+        axes.plot(kl, value, color=TRAIN, linewidth=0, marker="o", markersize=3.5, alpha=0.6, markeredgewidth=0)
     if not kl.size:
         _absent(axes)
         return
@@ -79,17 +82,17 @@ def _reward_against_kl(axes: Axes, metrics: Sequence[dict[str, Any]]) -> None:
     # KL mostly grows, so there is room below the first point and to the right of the last. The samples of one step are
     # too noisy to stand for it, and get no label.
     for index, offset in {0: (9, -13), kl.size - 1: (9, -3)}.items() if held else ():
-        label = axes.annotate(
+        text = axes.annotate(
             f"step {step[index]:.0f}",
-            (kl[index], reward[index]),
+            (kl[index], value[index]),
             xytext=offset,
             textcoords="offset points",
             color=INK,
             fontsize=9,
         )
-        label.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     axes.margins(y=0.14)
-    _key(axes, train="" if held else "each step's samples", held=_held_label(reward_error) if held else "")
+    _key(axes, train="" if held else "each step's samples", held=_held_label(value_error) if held else "")
 
 
 def _columns(metrics: Sequence[dict[str, Any]], *names: str, needed: int = 2) -> list[Floats]:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from rlhf_pg.tracking.alerts import Alerts
-from rlhf_pg.tracking.records import cut_rollouts, metrics_line, open_metrics, write_rollout
+from rlhf_pg.tracking.records import cut_tables, metrics_line, open_metrics, write_table
 from rlhf_pg.tracking.samples import SampleRow, safe_text, samples_table
 
 
@@ -54,7 +54,7 @@ class RunLog:
         if not main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
-        cut_rollouts(run_dir, start_step)
+        cut_tables(run_dir, start_step)
         self._file = open_metrics(run_dir, start_step)
         if not quiet and self._console.is_interactive and self._console.file.isatty():
             self._bar = _progress(self._console)
@@ -91,7 +91,12 @@ class RunLog:
     def rollout(self, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """Keep a step's samples in ``rollouts/step-NNNNNN.parquet``: one row a completion, columns of equal length."""
         if self._file is not None:
-            write_rollout(self._run_dir, step, columns)
+            write_table(self._run_dir / "rollouts", step, columns)
+
+    def evaluation(self, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Keep the samples of an evaluation in ``evaluations/step-NNNNNN.parquet``."""
+        if self._file is not None:
+            write_table(self._run_dir / "evaluations", step, columns)
 
     def close(self) -> None:
         """End the bar and close the file; a second call does nothing."""

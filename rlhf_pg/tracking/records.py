@@ -1,4 +1,4 @@
-"""The files of a run that grow with it: ``metrics.jsonl`` and ``rollouts/``, written, read, and cut for a resume."""
+"""The files of a run that grow with it: ``metrics.jsonl`` and tables of samples, written, read, and cut for a resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pyarrow.parquet
 
 from rlhf_pg.errors import DataError
 
-_ROLLOUT = re.compile(r"step-(\d+)\.parquet")
+TABLES = ("rollouts", "evaluations")  # folders of a run: each step's training samples; each evaluation's samples
+_TABLE = re.compile(r"step-(\d+)\.parquet")
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -67,21 +68,27 @@ def open_metrics(run_dir: Path, start_step: int) -> TextIO:
     return path.open("a", encoding="utf-8")
 
 
-def cut_rollouts(run_dir: Path, start_step: int) -> None:
-    """Make ``rollouts/``, and remove files of steps after ``start_step`` and unfinished ones."""
-    folder = run_dir / "rollouts"
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        match = _ROLLOUT.fullmatch(path.name)
-        if (match and int(match[1]) > start_step) or path.name.endswith(".parquet.tmp"):
-            path.unlink()
+def cut_tables(run_dir: Path, start_step: int) -> None:
+    """Make the folders of tables, and remove files of steps after ``start_step`` and unfinished ones."""
+    for folder in (run_dir / name for name in TABLES):
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            match = _TABLE.fullmatch(path.name)
+            if (match and int(match[1]) > start_step) or path.name.endswith(".parquet.tmp"):
+                path.unlink()
 
 
-def write_rollout(run_dir: Path, step: int, columns: Mapping[str, Sequence[Any]]) -> Path:
-    """Write a step's samples, one row a completion, to ``rollouts/step-NNNNNN.parquet`` (zstd), in one rename."""
-    path = run_dir / "rollouts" / f"step-{step:06d}.parquet"
+def write_table(folder: Path, step: int, columns: Mapping[str, Sequence[Any]]) -> Path:
+    """Write samples, one row a completion, to ``step-NNNNNN.parquet`` (zstd) of a folder, in one rename."""
+    path = folder / f"step-{step:06d}.parquet"
     partial = path.with_name(f".{path.name}.tmp")
     table = pyarrow.table({name: list(values) for name, values in columns.items()})
     pyarrow.parquet.write_table(table, partial, compression="zstd")
     partial.replace(path)
     return path
+
+
+def read_table(folder: Path, step: int) -> dict[str, list[Any]]:
+    """The columns that ``write_table`` wrote."""
+    columns: dict[str, list[Any]] = pyarrow.parquet.read_table(folder / f"step-{step:06d}.parquet").to_pydict()
+    return columns
