@@ -115,6 +115,7 @@ class Trainer:
             )
         self.messages: list[str] = []
         self.runner = RewardRunner(config.reward, rewards, device=self.accelerator.device)
+        self.messages += self.runner.notes
         with self.accelerator.main_process_first():  # one process builds or downloads what the others then find
             self.models = load_models(config)
         for module in (self.models.policy, self.models.reference.policy, self.models.value):

@@ -65,7 +65,7 @@ class InWorkers:
         """Its name and arguments, once each worker has loaded it."""
         all_ready = [worker.ready() for worker in self._workers]
         first = all_ready[0]
-        return Found(first.name, _never, first.args or {})
+        return Found(first.name, _never, first.args or {}, first.notes)
 
     @functools.cached_property
     def needs(self) -> Needs:

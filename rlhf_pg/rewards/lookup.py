@@ -23,6 +23,7 @@ from rlhf_pg.errors import ConfigError, RlhfPgError
 from rlhf_pg.rewards.calls import parameters_of, takes_any
 
 BUILTINS: dict[str, str] = {
+    "code": "reward_models.functions.code:code",
     "keyword": "reward_models.functions.patterns:keyword",
     "length": "reward_models.functions.lengths:length",
     "numeric_answer": "reward_models.functions.answers:numeric_answer",
@@ -38,6 +39,8 @@ ADAPTERS: dict[str, str] = {
     "verl": "reward_models.adapters:verl",
     "reasoning_gym": "reward_models.adapters:reasoning_gym",
 }
+# Builtins that have something to say before a run starts, or to refuse: given the arguments, they return lines.
+START_NOTES: dict[str, str] = {"code": "reward_models.functions.code:start_notes"}
 REMOTE = "reward_models.remote:remote"
 CLASSIFIER = "reward_models.classifier:load_classifier"
 IN_MAIN = frozenset({"judge", "reviews_reward"})  # builtins that hold a model, or keep their time themselves
@@ -52,6 +55,7 @@ class Found:
     name: str
     call: Callable[..., Any]
     args: Mapping[str, Any]
+    notes: tuple[str, ...] = ()  # what a run says at its start
 
 
 def is_model(reference: str) -> bool:
@@ -111,7 +115,8 @@ def find(reference: str, args: Mapping[str, Any], factory: bool, device: str) ->
     _check_args(target, args, reference, strict=builtin)
     if inspect.isclass(target):
         raise ConfigError(f"reward.functions: {reference!r} is a class; with factory: true it is made once from args")
-    return Found(bare if builtin else own_name(target), target, args)
+    notes = tuple(_attribute(START_NOTES[bare], reference)(args)) if builtin and bare in START_NOTES else ()
+    return Found(bare if builtin else own_name(target), target, args, notes)
 
 
 def _made(

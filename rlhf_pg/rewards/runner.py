@@ -38,6 +38,10 @@ class RewardRunner:
         functions: callables, names or configurations that replace ``config.functions``.
         device: where reward models run.
 
+    Attributes:
+        names: of all rewards, each before its members.
+        notes: what functions have to say before they are used.
+
     Raises:
         ConfigError: there is no function, none has a weight, or one cannot be found.
     """
@@ -67,6 +71,7 @@ class RewardRunner:
                 for node, ready in zip(tree, found, strict=True)
             ]
         )
+        self.notes = [note for ready in found if ready is not None for note in ready.notes]
         names = iter(self.names)
         self.rewards = [
             Reward.of(entry, names) if isinstance(entry, RewardFunctionConfig) else Reward(next(names))

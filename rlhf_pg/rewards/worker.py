@@ -43,6 +43,7 @@ class Ready:
     name: str = ""
     needs: Needs | None = None
     args: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
     problem: str = ""  # why it cannot work
 
 
@@ -112,7 +113,7 @@ def _answer(calls: Connection) -> None:
         calls.send(Ready(problem=str(error)))
         return
     needs = needs_of(found.call)
-    calls.send(Ready(found.name, needs, found.args))
+    calls.send(Ready(found.name, needs, found.args, found.notes))
     while True:
         try:
             keywords = calls.recv()
