@@ -13,6 +13,7 @@ import typer
 from rlhf_pg.config.load import check_complete, find_recipe, load_config, recipe_names
 from rlhf_pg.config.show import json_schema, show
 from rlhf_pg.errors import ConfigError, RlhfPgError
+from rlhf_pg.reward_cli import reward_app
 
 app = typer.Typer(
     name="rlhf-pg",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(reward_app, name="reward")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name that `rlhf-pg recipes` lists.")]
 Overrides = Annotated[

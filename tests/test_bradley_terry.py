@@ -16,7 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from reward_models.bradley_terry import _Collator, _PairTrainer, train_bradley_terry
+from reward_models.training import train_bradley_terry
+from reward_models.training.fitting import Collator, Example
+from reward_models.training.objectives import bradley_terry_losses
+from reward_models.training.texts import encode
 from rlhf_pg.errors import DataError, ModelError
 
 WORDS = ("<pad>", "</s>", "<s>", "good", "bad", "soup", "film", "the", "was")
@@ -61,23 +64,12 @@ def score(model: LlamaForSequenceClassification, text: str) -> float:
         return float(model(ids).logits[0, 0])
 
 
-class Fixed(torch.nn.Module):
-    """Scores each row with its first token's id."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        self.seen = input_ids, attention_mask
-        return type("Output", (), {"logits": input_ids[:, :1].float()})()
-
-
 def test_the_loss_is_minus_log_sigmoid_of_the_margin():
-    pairs = [{"chosen": [3, 4], "rejected": [1]}, {"chosen": [5], "rejected": [5, 6, 7]}]
-    model = Fixed()
-    loss, margins = _PairTrainer.compute_loss(None, model, _Collator(0)(pairs), return_outputs=True)
-    assert margins.tolist() == [2.0, 0.0]
-    assert float(loss) == pytest.approx((-math.log(1 / (1 + math.exp(-2))) + math.log(2)) / 2)
-    ids, mask = model.seen
-    assert ids.tolist() == [[3, 4, 0], [5, 0, 0], [1, 0, 0], [5, 6, 7]]
-    assert mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]]
+    batch = Collator(0)([Example(([3, 4], [1])), Example(([5], [5, 6, 7]))])
+    losses = bradley_terry_losses(torch.tensor([[3.0, 1.0], [5.0, 5.0]]), batch)
+    assert losses.tolist() == pytest.approx([-math.log(1 / (1 + math.exp(-2))), math.log(2)])
+    assert batch["input_ids"].tolist() == [[3, 4, 0], [5, 0, 0], [1, 0, 0], [5, 6, 7]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]]
 
 
 def test_it_learns_from_noisy_preferences():
@@ -106,10 +98,11 @@ def test_the_seed_decides():
 def test_the_score_is_read_at_the_last_token_however_long_the_padding():
     """A short text beside a long one in a batch scores as it does alone."""
     model = llama().eval()
-    pairs = [{"chosen": [7, 5, 8, 3], "rejected": [7, 5]}]
+    texts = [7, 5, 8, 3], [7, 5]
+    batch = Collator(0)([Example(texts)])
     with torch.no_grad():
-        batched = model(**_Collator(0)(pairs)).logits[:, 0]
-        alone = [model(torch.tensor([pairs[0][side]])).logits[0, 0] for side in ("chosen", "rejected")]
+        batched = model(batch["input_ids"], batch["attention_mask"]).logits[:, 0]
+        alone = [model(torch.tensor([text])).logits[0, 0] for text in texts]
     torch.testing.assert_close(batched, torch.stack(alone))
 
 
@@ -137,10 +130,8 @@ def test_an_encoder_is_trained_too():
 
 
 def test_a_long_text_keeps_its_end_and_its_bos():
-    from reward_models.bradley_terry import _encode
-
-    assert _encode(tokenizer(), "<s> the soup was good", 3, 0) == [2, 8, 3]
-    assert _encode(tokenizer(), "the soup was good", 3, 0) == [5, 8, 3]
+    assert encode(tokenizer(), "<s> the ", "soup was good", max_tokens=3, where="") == [2, 8, 3]
+    assert encode(tokenizer(), "the ", "soup was good", max_tokens=3, where="") == [5, 8, 3]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -18,12 +20,14 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
+    ModernBertConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     RobertaConfig,
 )
 
 from reward_models.classifier import load_classifier
-from rlhf_pg.config.sections import RewardConfig
+from rlhf_pg.config.rewards import RewardConfig
 from rlhf_pg.errors import ConfigError, ModelError
 from rlhf_pg.rewards import RewardRunner
 from rlhf_pg.types import PromptBatch, Rollout
@@ -44,6 +48,9 @@ DECODERS = {
         vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=BOS, eos_token_id=EOS, **more
     ),
     "llama": lambda **more: LlamaConfig(**LLAMA_LIKE, bos_token_id=BOS, eos_token_id=EOS, **more),
+    "qwen2": lambda **more: Qwen2Config(
+        **LLAMA_LIKE, num_key_value_heads=2, bos_token_id=BOS, eos_token_id=EOS, **more
+    ),
     "gemma2": lambda **more: Gemma2Config(
         **LLAMA_LIKE, head_dim=8, num_key_value_heads=2, sliding_window=4, bos_token_id=BOS, eos_token_id=EOS, **more
     ),
@@ -52,6 +59,9 @@ DECODERS = {
 ENCODERS = {
     "bert": lambda **more: BertConfig(**LLAMA_LIKE, **more),
     "roberta": lambda **more: RobertaConfig(**{**LLAMA_LIKE, "max_position_embeddings": 70}, **more),
+    "modernbert": lambda **more: ModernBertConfig(
+        **LLAMA_LIKE, local_attention=4, cls_token_id=BOS, sep_token_id=EOS, bos_token_id=BOS, eos_token_id=EOS, **more
+    ),
     "bart": lambda **more: BartConfig(
         vocab_size=V,
         d_model=32,
@@ -134,7 +144,7 @@ def test_trap_16_scores_depend_on_neither_padding_nor_batch(save, family):
     assert len({round(score, 4) for score in together}) == len(together)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bert", "roberta"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2", "bert", "roberta", "modernbert"])
 def test_trap_16_scores_are_the_checkpoints_own_without_padding(save, family):
     folder = save(family)
     reward = load_classifier(folder)
@@ -317,6 +327,322 @@ def test_the_model_is_frozen_and_its_dtype_is_its_own(save):
     assert all(p.dtype == torch.float64 and not p.requires_grad for p in reward.model.parameters())
     half = load_classifier(save("llama"), dtype="bfloat16")
     assert half(PROMPTS, COMPLETIONS) == pytest.approx(reward(PROMPTS, COMPLETIONS), abs=0.2)
+
+
+def test_half_precision_scores_do_not_depend_on_the_batch_beyond_its_rounding(save):
+    """bfloat16 has 8 bits: a kernel that sums in another order may round its last one otherwise."""
+    reward = load_classifier(save("llama"), dtype="bfloat16")
+    together = reward(PROMPTS, COMPLETIONS)
+    alone = [reward([prompt], [text])[0] for prompt, text in zip(PROMPTS, COMPLETIONS, strict=True)]
+    size = max(map(abs, together))
+    assert together == pytest.approx(alone, abs=4 * size * 2**-8)
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """The devices that models are asked to go to, in order; none goes anywhere."""
+    heard: list[str] = []
+    to = torch.nn.Module.to
+
+    def record(module, *args, **more):
+        if args and str(args[0]) in ("cpu", "cuda"):
+            heard.append(str(args[0]))
+            return module
+        return to(module, *args, **more)
+
+    monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.to", record)
+    return heard
+
+
+def test_an_offloaded_model_is_on_its_device_only_while_it_scores(save, moves, monkeypatch):
+    folder = save("llama")
+    expected = load_classifier(folder)(PROMPTS, COMPLETIONS)
+    moves.clear()
+    reward = load_classifier(folder, device="cuda", offload=True)
+    assert moves == ["cuda", "cpu"]
+    assert reward(PROMPTS, COMPLETIONS) == expected
+    assert moves == ["cuda", "cpu"] * 2
+    monkeypatch.setattr(reward, "_logits", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reward(PROMPTS, COMPLETIONS)
+    assert moves == ["cuda", "cpu"] * 3
+
+
+def test_without_offload_or_on_the_cpu_nothing_is_moved_away(save, moves):
+    folder = save("llama")
+    load_classifier(folder, device="cuda")(PROMPTS, COMPLETIONS)
+    assert "cpu" not in moves
+    moves.clear()
+    load_classifier(folder, offload=True)(PROMPTS, COMPLETIONS)
+    assert moves == ["cpu", "cpu"]  # where it is already: before probing and before scoring
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offloading_frees_the_device(save):
+    folder = save("llama")
+    expected = load_classifier(folder)(PROMPTS, COMPLETIONS)
+    reward = load_classifier(folder, device="cuda", offload=True)
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-4)
+    assert {weight.device.type for weight in reward.model.parameters()} == {"cpu"}
+
+
+def test_a_head_of_another_number_of_labels_than_the_configuration_is_refused(save):
+    folder = save("llama", labels=3)
+    config = Path(folder) / "config.json"
+    tree = json.loads(config.read_text())
+    for name in ("id2label", "label2id", "num_labels"):
+        tree.pop(name, None)
+    config.write_text(json.dumps({**tree, "id2label": {"0": "good"}, "label2id": {"good": 0}}))
+    with pytest.raises(ModelError, match=r"score\.weight|size mismatch|mismatched"):
+        load_classifier(folder)
+
+
+# --- a centre -------------------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoints_centre_is_subtracted_and_can_be_replaced(save):
+    plain = load_classifier(save("llama"))(["a"], [" b"])[0]
+    folder = save("llama", reward_center=0.75)
+    assert load_classifier(folder)(["a"], [" b"]) == pytest.approx([plain - 0.75], abs=1e-9)
+    assert load_classifier(folder, output="logit")(["a"], [" b"]) == pytest.approx([plain - 0.75], abs=1e-9)
+    odds = 1 / (1 + math.exp(-(plain - 0.75)))
+    assert load_classifier(folder, output="probability")(["a"], [" b"]) == pytest.approx([odds], abs=1e-9)
+    assert load_classifier(folder, center=0)(["a"], [" b"]) == [plain]
+    assert load_classifier(folder, center=-2.0)(["a"], [" b"]) == pytest.approx([plain + 2], abs=1e-9)
+
+
+@pytest.mark.parametrize("center", ["0.5", math.nan, True])
+def test_a_centre_must_be_a_number(save, center):
+    folder = save("llama")
+    with pytest.raises(ModelError, match=r"args\.center must be a finite number"):
+        load_classifier(folder, center=center)
+    config = Path(folder) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "reward_center": center}))
+    with pytest.raises(ModelError, match=r"reward_center in its config\.json must be a finite number"):
+        load_classifier(folder)
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+def spread(model: torch.nn.Module) -> None:
+    """What is trained tells rows apart, adapters' second factors included, which start at 0."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+@pytest.fixture
+def adapt(save, tmp_path):
+    """Saves an adapter of a tiny classifier; gives its folder and the adapted model."""
+
+    def write(
+        family: str = "llama", *, labels: int = 1, base: str = "", config: bool = False, **settings
+    ) -> tuple[str, torch.nn.Module]:
+        base = base or save(family, labels=labels)
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels)
+        defaults = {"r": 4, "target_modules": "all-linear", "modules_to_save": ["score"], "task_type": "SEQ_CLS"}
+        adapted = get_peft_model(model, LoraConfig(**{**defaults, **settings}))
+        spread(adapted)
+        folder = tmp_path / "adapter"
+        adapted.save_pretrained(folder)
+        if config:
+            adapted.config.save_pretrained(folder)
+        return str(folder), adapted.eval()
+
+    return write
+
+
+def own_logits(model: torch.nn.Module, rows: list[list[int]]) -> list[float]:
+    model.config.pad_token_id = None
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([ids])).logits[0, 0].item() for ids in rows]
+
+
+@pytest.mark.parametrize("base_is", ["a classifier", "a causal LM"])
+def test_an_adapter_scores_as_it_did_before_it_was_saved(adapt, tmp_path, base_is):
+    base = ""
+    if base_is == "a causal LM":
+        causal = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_LIKE, bos_token_id=BOS, eos_token_id=EOS))
+        spread(causal)
+        base = str(tmp_path / "causal")
+        causal.save_pretrained(base)
+        tokenizer(pad=None, wrap=False).save_pretrained(base)
+    folder, adapted = adapt(base=base)
+    reward = load_classifier(folder)
+    rows = [reward.encode(prompt, text) for prompt, text in zip(PROMPTS, COMPLETIONS, strict=True)]
+    expected = own_logits(adapted, rows)
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=2e-5)
+    if not base:
+        assert load_classifier(str(tmp_path / "llama"))(PROMPTS, COMPLETIONS) != pytest.approx(expected, abs=1e-2)
+    assert not [name for name, _ in reward.model.named_parameters() if "lora" in name]
+
+
+def test_an_adapter_brings_labels_and_centre_in_a_config_beside_it(adapt, tmp_path):
+    folder, _ = adapt(config=True)
+    config = Path(folder) / "config.json"
+    tree = json.loads(config.read_text())
+    plain = load_classifier(folder)(["a"], [" b"])[0]
+    config.write_text(json.dumps({**tree, "id2label": {"0": "good"}, "reward_center": 0.5}))
+    assert load_classifier(folder, label="good")(["a"], [" b"]) == pytest.approx([plain - 0.5], abs=1e-6)
+
+
+def test_an_adapters_own_tokenizer_is_used_where_it_has_one(adapt):
+    folder, _ = adapt()
+    assert load_classifier(folder).tokenizer.chat_template is None
+    own = tokenizer(pad="</s>", wrap=False)
+    own.chat_template = TEMPLATE
+    own.save_pretrained(folder)
+    assert load_classifier(folder).tokenizer.chat_template == TEMPLATE
+
+
+def test_an_adapters_base_can_be_elsewhere(adapt, tmp_path):
+    folder, adapted = adapt()
+    moved = str(tmp_path / "moved")
+    (tmp_path / "llama").rename(moved)
+    with pytest.raises(ModelError, match=r"is an adapter on .*llama.*args\.base names the base model elsewhere"):
+        load_classifier(folder)
+    reward = load_classifier(folder, base=moved)
+    rows = [reward.encode(prompt, text) for prompt, text in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert reward(PROMPTS, COMPLETIONS) == pytest.approx(own_logits(adapted, rows), abs=2e-5)
+    with pytest.raises(ModelError, match="is no adapter; leave it out"):
+        load_classifier(moved, base=moved)
+
+
+def test_an_adapter_on_another_model_than_its_own_is_refused(adapt, save):
+    folder, _ = adapt()
+    with pytest.raises(ModelError, match=r"does not fit its base|cannot be loaded"):
+        load_classifier(folder, base=save("gpt2"))
+
+
+def test_an_adapter_without_a_head_is_refused(adapt, tmp_path):
+    causal = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_LIKE, bos_token_id=BOS, eos_token_id=EOS))
+    causal.save_pretrained(tmp_path / "causal")
+    folder, _ = adapt(base=str(tmp_path / "causal"))
+    file = Path(folder) / "adapter_model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if "score" not in key}, file)
+    with pytest.raises(ModelError, match=r"neither has the weights \['score.weight'\].*modules_to_save"):
+        load_classifier(folder)
+
+
+def test_an_adapter_of_a_language_model_is_refused(tmp_path):
+    causal = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_LIKE, bos_token_id=BOS, eos_token_id=EOS))
+    get_peft_model(causal, LoraConfig(r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"adapter of task type CAUSAL_LM.*task type SEQ_CLS"):
+        load_classifier(str(tmp_path))
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused(save, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(save("llama"))
+    settings = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"PROMPT_TUNING, which cannot be merged"):
+        load_classifier(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_other_than_lora_is_merged_too(save, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(save("llama"))
+    settings = IA3Config(task_type="SEQ_CLS", target_modules=["k_proj", "v_proj"], feedforward_modules=[])
+    adapted = get_peft_model(model, settings)
+    spread(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    reward = load_classifier(str(tmp_path / "adapter"))
+    # What is saved is the adapter and the head: the base's weights are those on disk.
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    head = next(value for key, value in saved.items() if "score" in key)
+    assert torch.equal(reward.model.score.weight, head)
+    assert math.isfinite(reward(["a"], [" b"])[0])
+
+
+def test_a_pickled_adapter_is_refused(adapt):
+    folder, _ = adapt()
+    (Path(folder) / "adapter_model.safetensors").unlink()
+    torch.save({}, Path(folder) / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"without adapter_model.safetensors, and pickled weights are not loaded"):
+        load_classifier(folder)
+
+
+# --- a head on a causal LM ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def causal(tmp_path):
+    """The folder of a tiny causal LM."""
+
+    def write(family: str = "llama") -> str:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(DECODERS[family](pad_token_id=EOS))
+        spread(model)
+        model.save_pretrained(tmp_path / "causal")
+        tokenizer(pad="</s>", wrap=False).save_pretrained(tmp_path / "causal")
+        return str(tmp_path / "causal")
+
+    return write
+
+
+def head_file(folder: Path, **tensors: torch.Tensor) -> str:
+    save_file(
+        {name.replace("__", "."): tensor.clone() for name, tensor in tensors.items()}, folder / "head.safetensors"
+    )
+    return str(folder / "head.safetensors")
+
+
+WEIGHT = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
+BIAS = torch.tensor([0.5])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("name", ["v_head__summary", "score", "value_head"])
+def test_a_head_on_a_causal_lm_reads_the_last_token(causal, tmp_path, family, name):
+    folder = causal(family)
+    file = head_file(tmp_path, **{f"{name}__weight": WEIGHT, f"{name}__bias": BIAS})
+    reward = load_classifier(folder, head=file)
+    scores = reward(PROMPTS, COMPLETIONS)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, text, score in zip(PROMPTS, COMPLETIONS, scores, strict=True):
+        ids = torch.tensor([reward.encode(prompt, text)])
+        with torch.no_grad():
+            hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
+        assert score == pytest.approx((WEIGHT @ hidden + BIAS).item(), abs=2e-5)
+    alone = [reward([prompt], [text])[0] for prompt, text in zip(PROMPTS, COMPLETIONS, strict=True)]
+    assert scores == pytest.approx(alone, abs=1e-5)
+    rows = [reward.encode(prompt, text) for prompt, text in zip(PROMPTS, COMPLETIONS, strict=True)]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+    with torch.no_grad():
+        assert reward.model(ids, mask).logits[:, 0].tolist() == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_head_without_a_bias_among_other_weights(causal, tmp_path):
+    """As TRL saves one: in the same file as the model."""
+    folder = causal()
+    plain = load_classifier(folder, head=head_file(tmp_path, weight=WEIGHT))(PROMPTS, COMPLETIONS)
+    others = {"model__norm__weight": torch.ones(32), "v_head__summary__weight": WEIGHT}
+    assert load_classifier(folder, head=head_file(tmp_path, **others))(PROMPTS, COMPLETIONS) == plain
+
+
+@pytest.mark.parametrize(
+    ("tensors", "problem"),
+    [
+        ({"score__weight": WEIGHT, "value_head__weight": WEIGHT}, r"has 2 that may be the head.*value_head.weight"),
+        ({"a__weight": WEIGHT, "b__weight": WEIGHT}, r"none that is called like a head.*'a.weight', 'b.weight'"),
+        ({"score__weight": torch.ones(2, 32)}, r"score.weight has the shape \[2, 32\].*\[1, 32\]"),
+        ({"score__weight": torch.ones(1, 31)}, r"has the shape \[1, 31\]"),
+    ],
+)
+def test_a_head_that_may_be_another_is_refused(causal, tmp_path, tensors, problem):
+    with pytest.raises(ModelError, match=problem):
+        load_classifier(causal(), head=head_file(tmp_path, **tensors))
+
+
+def test_a_head_must_be_in_safetensors(causal, tmp_path):
+    folder = causal()
+    torch.save({"weight": WEIGHT}, tmp_path / "head.bin")
+    (tmp_path / "head.safetensors").write_bytes(b"no tensors")
+    for name, problem in (("head.bin", "must be a safetensors file"), ("head.safetensors", "is no safetensors file")):
+        with pytest.raises(ModelError, match=problem):
+            load_classifier(folder, head=str(tmp_path / name))
 
 
 @pytest.mark.parametrize("chat", [False, True])

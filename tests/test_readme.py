@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -67,7 +68,16 @@ def test_a_run_of_ones_own_leaves_what_the_readme_says(trained: Path) -> None:
     run = trained / "runs" / "rloo"
     section = README.split("## What a run leaves")[1].split("##")[0]
     names = [name.rstrip("/") for name in re.findall(r"`([\w.]+/?)`", section) if name != "from_pretrained"]
-    assert {"config.yaml", "metrics.jsonl", "rollouts", "checkpoints", "final", "best", "training.png"} == set(names)
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "rollouts",
+        "evaluations",
+        "checkpoints",
+        "final",
+        "best",
+        "training.png",
+    } == set(names)
     for name in names:
         assert (run / name).exists(), name
 
@@ -97,3 +107,42 @@ def test_quickstart_with_few_steps(tmp_path: Path) -> None:
     done = rlhf_pg("quickstart", "run.steps=2", f"run.output_dir={tmp_path}", cwd=tmp_path)
     for word in ("learned reward", "gold score", "KL to the reference", "training.png"):
         assert word in done.stdout
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_builtin_rewards_of_the_table_exist() -> None:
+    from rlhf_pg.rewards import BUILTINS
+
+    named = set(re.findall(r"`(\w+)`", section("Rewards").split("Functions that were written")[0]))
+    assert named - {"rewards", "reward", "functions"} == {name for name in BUILTINS if not name.startswith("reviews")}
+
+
+def test_the_yaml_of_the_rewards_is_read() -> None:
+    import yaml
+
+    from rlhf_pg.config.load import config_from_dict
+
+    for number in range(len(re.findall(r"```yaml", section("Rewards")))):
+        text = re.findall(r"```yaml\n(.*?)```", section("Rewards"), re.DOTALL)[number]
+        assert len(config_from_dict(yaml.safe_load(text)).reward.functions) >= 2
+
+
+def test_check_train_and_serve_a_reward(trained: Path) -> None:
+    model = ROOT.parent / "shared" / "models" / "stories260K"
+    check, train, _ = (line for line in section("Rewards").splitlines() if line.startswith("rlhf-pg reward"))
+    arguments = check.replace("MODEL", str(model)).split()[1:]
+    checked = rlhf_pg(*arguments, "--group-size", "2", "--max-new-tokens", "8", cwd=trained)
+    assert "length" in checked.stdout
+    assert (trained / "check" / "check.png").is_file()
+    pairs = [
+        json.dumps({"prompt": f"Tell of {i}.", "chosen": f"A good day {i}.", "rejected": f"Bad {i}."})
+        for i in range(20)
+    ]
+    (trained / "pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
+    rlhf_pg(*train.replace("MODEL", str(model)).split()[1:], "--cpu", cwd=trained)
+    assert (trained / "my_reward_model" / "report.json").is_file()
+    again = rlhf_pg("reward", "check", "my_reward_model", "--data", "pairs.jsonl", cwd=trained)
+    assert "accuracy" in again.stdout

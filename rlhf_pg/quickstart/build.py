@@ -32,7 +32,7 @@ _SOURCES = (
     "rlhf_pg.quickstart.lexicon",
     "rlhf_pg.quickstart.grammar",
     "rlhf_pg.quickstart.models",
-    "reward_models.bradley_terry",
+    *(f"reward_models.training.{name}" for name in ("bradley_terry", "fitting", "objectives", "texts")),
 )
 
 Say = Callable[[str], object]

@@ -24,12 +24,20 @@ from rlhf_pg.rewards.calls import parameters_of, takes_any
 
 BUILTINS: dict[str, str] = {
     "code": "reward_models.functions.code:code",
+    "exact_match": "reward_models.functions.matches:exact_match",
+    "format_tags": "reward_models.functions.formats:format_tags",
+    "fuzzy_match": "reward_models.functions.matches:fuzzy_match",
+    "json_schema": "reward_models.functions.structured:json_schema",
+    "judge": "reward_models.judge:judge",
     "keyword": "reward_models.functions.patterns:keyword",
     "length": "reward_models.functions.lengths:length",
+    "math_equal": "reward_models.functions.mathematics:math_equal",
     "numeric_answer": "reward_models.functions.answers:numeric_answer",
     "regex_match": "reward_models.functions.patterns:regex_match",
+    "repetition_penalty": "reward_models.functions.repetition:repetition_penalty",
     "reviews_gold": "rlhf_pg.quickstart.rewards:reviews_gold",
     "reviews_reward": "rlhf_pg.quickstart.rewards:reviews_reward",
+    "soft_overlong": "reward_models.functions.lengths:soft_overlong",
     "vader": "reward_models.functions.sentiment:vader",
 }
 FACTORIES = frozenset({"judge", "reviews_gold", "reviews_reward"})  # builtins that return the function when called

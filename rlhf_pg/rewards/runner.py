@@ -125,6 +125,10 @@ class RewardRunner:
                 f"reward function {name!r} gave rewards per token, which clip and normalize cannot take; remove them"
             )
 
+    def reads(self, column: str) -> bool:
+        """Whether a function names a column among its parameters."""
+        return any(column in function.needs.named for function, _ in self._functions.values())
+
     @property
     def normalises(self) -> bool:
         """Whether a reward's values are to be normalised in training, which :meth:`normalised` does."""

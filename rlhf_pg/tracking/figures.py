@@ -47,7 +47,7 @@ def training_figure(metrics: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _over_steps(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label: str) -> None:
     """A metric of the training samples as a line, and the held-out one as points with bars."""
-    _dress(axes, "step", label)
+    dress(axes, "step", label)
     train, held = _columns(metrics, "step", name), _columns(metrics, "step", f"eval/{name}", f"eval/{name}_stderr")
     last = max((row[0][-1] for row in (train, held) if row[0].size), default=0.0)
     if train[0].size:
@@ -66,7 +66,7 @@ def _over_steps(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label:
 
 def _against_kl(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label: str) -> None:
     """A metric against KL in the order of the steps, the first and the last evaluation labelled."""
-    _dress(axes, "KL to the reference, nats (square-root axis)", label)
+    dress(axes, "KL to the reference, nats (square-root axis)", label)
     errors = (f"eval/{KL}_stderr", f"eval/{name}_stderr")
     kl, value, step, kl_error, value_error = _columns(metrics, f"eval/{KL}", f"eval/{name}", "step", *errors, needed=3)
     held = bool(kl.size)
@@ -134,7 +134,8 @@ def _root_axis(axes: Axes, kl: Floats) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
-def _dress(axes: Axes, x_label: str, y_label: str) -> None:
+def dress(axes: Axes, x_label: str, y_label: str) -> None:
+    """Give a panel the look of all of ours, and its labels."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

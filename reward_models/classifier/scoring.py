@@ -1,17 +1,15 @@
-"""A sequence-classification checkpoint as a reward function, whose scores depend on the row and on nothing else."""
+"""A classifier as a reward function, whose scores depend on the row and on nothing else."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from reward_models.functions.text import Completion, text_of
-from rlhf_pg.config.sections import Dtype
 from rlhf_pg.errors import ModelError
 from rlhf_pg.types import Prompt
 
@@ -24,7 +22,8 @@ class Classifier:
 
     The model has its own tokenizer. Strings are joined, prompt and completion, with the special tokens that the
     tokenizer adds; messages are rendered by the chat template. The last token is found from our own padding, never
-    from the padding token's id, so a text may end with that token. Made by :func:`load_classifier`.
+    from the padding token's id, so a text may end with that token, and a model without one needs none. Made by
+    :func:`load_classifier`, which says what the arguments mean.
     """
 
     def __init__(
@@ -39,6 +38,9 @@ class Classifier:
         batch_tokens: int,
         prompt_too: bool,
         append_eos: bool,
+        center: float = 0.0,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
     ) -> None:
         self.__name__ = name
         self.model = model
@@ -49,12 +51,16 @@ class Classifier:
         self.batch_tokens = batch_tokens
         self.prompt_too = prompt_too
         self.append_eos = append_eos
+        self.center = center
+        self._device = torch.device(device)
+        self._offload = offload and self._device.type != "cpu"
         self.truncated = 0  # texts so far that were longer than max_tokens and lost their beginning
         text_config = model.config.get_text_config()
         self._pad = next((pad for pad in (tokenizer.pad_token_id, text_config.pad_token_id) if pad is not None), 0)
         # No token's id, because transformers would pool the token before a last one that has it.
         text_config.pad_token_id = -1
-        self._logits = self._choose_pooling()
+        with self._on_device():
+            self._logits = self._choose_pooling()
 
     def __call__(
         self,
@@ -80,11 +86,22 @@ class Classifier:
         if log_metric is not None and rows:
             log_metric("classifier/truncated", (self.truncated - before) / len(rows))
         scores: list[float | None] = [None] * len(rows)
-        for batch in self._batches(rows):
-            logits = self._logits([rows[row] for row in batch])
-            for row, score in zip(batch, self._reward(logits).tolist(), strict=True):
-                scores[row] = score
+        with self._on_device():
+            for batch in self._batches(rows):
+                logits = self._logits([rows[row] for row in batch])
+                for row, score in zip(batch, self._reward(logits).tolist(), strict=True):
+                    scores[row] = score
         return scores
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """The weights are where they compute; afterwards, with ``offload``, in main memory again."""
+        self.model.to(self._device)
+        try:
+            yield
+        finally:
+            if self._offload:
+                self.model.to("cpu")
 
     def encode(self, prompt: Prompt, completion: Completion) -> list[int]:
         """The ids of one row; an over-long one keeps its end, and its first token if that is BOS or CLS."""
@@ -124,7 +141,7 @@ class Classifier:
     def _reward(self, logits: Tensor) -> Tensor:
         """(N, labels) -> (N,)."""
         logits = logits.double()
-        own = logits[:, self.label]
+        own = logits[:, self.label] - self.center
         if self.output == "logit":
             return own
         independent = self.model.config.problem_type == "multi_label_classification"
@@ -178,103 +195,3 @@ class Classifier:
         mask = [torch.ones_like(row) for row in ids]
         pad = nn.utils.rnn.pad_sequence
         return pad(ids, batch_first=True, padding_value=self._pad), pad(mask, batch_first=True)
-
-
-def load_classifier(
-    model: str,
-    *,
-    label: str | None = None,
-    output: Output = "log_odds",
-    prompt_too: bool = True,
-    append_eos: bool = False,
-    chat_template: str | None = None,
-    max_tokens: int | None = None,
-    batch_tokens: int = 8192,
-    dtype: Dtype = "float32",
-    device: torch.device | str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Classifier:
-    """Load a sequence-classification checkpoint and its tokenizer; weights from safetensors only.
-
-    Args:
-        model: folder or hub id.
-        label: the label that is rewarded; a model with one label needs none.
-        output: ``logit`` of the label; ``log_odds``, ``log p - log(1 - p)``, which with one label is the logit; or
-            ``probability``, p, which with one label is the logit's sigmoid.
-        prompt_too: score prompt and completion; false: the completion's text alone.
-        append_eos: end each text with the end-of-sequence token. Completions come without it, and a model that was
-            trained on texts that end so reads its score there.
-        chat_template: replaces the tokenizer's own.
-        max_tokens: longer texts lose their beginning; default: what the model can take.
-        batch_tokens: tokens, padding included, of one forward pass; a longer row goes alone.
-        dtype: the weights' type.
-        device: where the model runs.
-        revision: branch, tag or commit of a hub model.
-        trust_remote_code: run Python code that comes with a hub model.
-
-    Returns:
-        The reward function.
-
-    Raises:
-        ModelError: the checkpoint cannot be loaded or has no classification head; the label is absent or missing;
-            ``append_eos`` without such a token.
-    """
-    folder = Path(model)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"reward model {model!r} has no safetensors file, and pickled weights are not loaded because they can run "
-            "code; convert it with save_pretrained, on a machine where you trust its source"
-        )
-    try:
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            model,
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(
-            f"reward model {model!r} cannot be loaded as a sequence classifier with its tokenizer: {error}"
-        ) from error
-    if info["missing_keys"]:
-        raise ModelError(
-            f"reward model {model!r} lacks the weights {sorted(info['missing_keys'])}, which would be random; it must "
-            "be saved from a sequence-classification model, its head included"
-        )
-    if max_tokens is not None and max_tokens < 1:
-        raise ModelError(f"args.max_tokens of reward model {model!r} must be at least 1, got {max_tokens}")
-    if append_eos and tokenizer.eos_token_id is None:
-        raise ModelError(f"append_eos: the tokenizer of {model!r} has no end-of-sequence token")
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    config = network.config
-    limits = (
-        max_tokens,
-        getattr(config.get_text_config(), "max_position_embeddings", None),
-        tokenizer.model_max_length,
-    )
-    return Classifier(
-        network.to(device).eval().requires_grad_(False),
-        tokenizer,
-        name=folder.name,
-        label=_label_index(model, config, label),
-        output=output,
-        max_tokens=min(limit for limit in limits if limit is not None and limit > 0),  # XLNet says -1 for no limit
-        batch_tokens=batch_tokens,
-        prompt_too=prompt_too,
-        append_eos=append_eos,
-    )
-
-
-def _label_index(model: str, config: Any, label: str | None) -> int:
-    names = {name: index for index, name in config.id2label.items()}
-    if label is None and len(names) == 1:
-        return 0
-    if label in names:
-        return int(names[label])
-    given = "args.label is not set" if label is None else f"it has no label {label!r}"
-    raise ModelError(f"reward model {model!r}: {given}; set args.label to one of its labels: {config.id2label}")
