@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from rlhf_pg.errors import ConfigError, RewardError
 if TYPE_CHECKING:
     from rlhf_pg.config.rewards import RewardConfig
     from rlhf_pg.rewards import RewardRunner
-    from rlhf_pg.types import Prompt, Rollout
+    from rlhf_pg.types import Prompt
 
     Labels = list[Any] | None
     Ids = list[list[int]] | None
@@ -147,8 +146,8 @@ def scorer(runner: RewardRunner, label_column: str | None = None) -> Score:
                 "the reward reads completion_ids, and the request has none; ask with args.server=rlhf_pg, which sends them"
             )
         columns = {} if label_column is None or labels is None else {label_column: labels}
-        rollout = text_rollout(prompts, completions, columns)
-        scored = runner(rollout if ids is None else _with_ids(rollout, ids))
+        rollout = text_rollout(prompts, completions, columns, completion_ids=ids)
+        scored = runner(rollout)
         totals, valid = scored.totals.tolist(), scored.valid.tolist()
         return [total if known else None for total, known in zip(totals, valid, strict=True)]
 
@@ -166,14 +165,3 @@ def scorer(runner: RewardRunner, label_column: str | None = None) -> Score:
         return values
 
     return score
-
-
-def _with_ids(rollout: Rollout, ids: list[list[int]]) -> Rollout:
-    """The same completions, of these tokens."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    rows = [torch.tensor(row, dtype=torch.long) for row in ids]
-    table = pad_sequence(rows, batch_first=True)
-    mask = torch.arange(table.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-    return replace(rollout, response_ids=table, response_mask=mask, logprobs=torch.zeros(table.shape))

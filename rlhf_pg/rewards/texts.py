@@ -18,6 +18,7 @@ def text_rollout(
     *,
     group_size: int = 1,
     tokenizer: Any = None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
 ) -> Rollout:
     """Texts as a rollout; its log-probabilities are 0, and every response counts as ended.
 
@@ -27,9 +28,12 @@ def text_rollout(
         columns: further columns, P values each.
         group_size: completions per prompt.
         tokenizer: gives ``completion_ids``; without one each word that white space separates is a token of its own.
+        completion_ids: or the ids themselves.
     """
-    encode = _words() if tokenizer is None else lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = [torch.tensor(encode(text), dtype=torch.long) for text in completions]
+    if completion_ids is None:
+        encode = _words() if tokenizer is None else lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+        completion_ids = [encode(text) for text in completions]
+    ids = [torch.tensor(row, dtype=torch.long) for row in completion_ids]
     table = pad_sequence([*ids, torch.zeros(1, dtype=torch.long)], batch_first=True)[:-1]
     mask = torch.arange(table.shape[1]) < torch.tensor([len(row) for row in ids], dtype=torch.long)[:, None]
     empty = torch.zeros(len(prompts), 1, dtype=torch.long)

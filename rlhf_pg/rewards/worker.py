@@ -100,7 +100,7 @@ def _answer(calls: Connection) -> None:
     """Answer calls until the connection closes."""
     try:
         job: Job = calls.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         return
     if sys.platform == "linux":
         import resource
@@ -117,7 +117,7 @@ def _answer(calls: Connection) -> None:
     while True:
         try:
             keywords = calls.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         answer = perform(found.call, keywords, needs)()
         if answer.failure is not None:
