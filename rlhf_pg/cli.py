@@ -138,6 +138,14 @@ def evaluate(
 
 
 @app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; the run may still go on.")]) -> None:
+    """Write RUN/report.html: curves, time, and samples by token, in one page that opens offline."""
+    from rlhf_pg.report import report_run
+
+    typer.echo(report_run(run))
+
+
+@app.command()
 def quickstart(overrides: Overrides = None) -> None:
     """A whole run in a small embedded world: no network, no GPU, a few minutes."""
     from rlhf_pg.quickstart.run import quickstart as run_quickstart
