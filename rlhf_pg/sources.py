@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import datasets
 
@@ -37,10 +40,11 @@ class Table:
 
 
 def read_table(source: str, split: str, key: str, say: Say) -> Table:
-    """Read a file, a folder, a built-in world or a hub dataset.
+    """Read a file, a folder, a built-in world, a reasoning-gym task or a hub dataset.
 
     A path that exists is read from disk; what looks like a path and does not exist is an error, never a download.
-    A hub dataset is ``owner/name``, ``owner/name:config`` or ``owner/name:config:split``.
+    A hub dataset is ``owner/name``, ``owner/name:config`` or ``owner/name:config:split``. A task is
+    ``reasoning_gym:TASK?size=500&seed=0``, with more of the task's options after further ``&``, as JSON or plain text.
 
     Args:
         source: the value of ``data.source`` or ``data.eval_source``.
@@ -55,6 +59,8 @@ def read_table(source: str, split: str, key: str, say: Say) -> Table:
         raise DataError(f"{key} is empty: give a json, jsonl, csv, parquet or txt file, a folder of them, or a hub id")
     if source.startswith("builtin:"):
         return _builtin(source, key)
+    if source.startswith("reasoning_gym:"):
+        return _reasoning_gym(source, key)
     path = Path(source).expanduser()
     if path.exists():
         return _local(source, path, split, key, say)
@@ -89,6 +95,50 @@ def _builtin(source: str, key: str) -> Table:
         raise DataError(f"{key}={source} is unknown; the built-in prompts are builtin:reviews")
     grammar = importlib.import_module("rlhf_pg.quickstart.grammar")
     return table_from(grammar.held_out_prompts() if key == "data.eval_source" else grammar.prompts(), "", source)
+
+
+def _reasoning_gym(source: str, key: str) -> Table:
+    """The questions of a task. The column ``entry`` is what its reward needs to generate a question again, as JSON."""
+    try:
+        factory = importlib.import_module("reasoning_gym.factory")
+    except ImportError as error:
+        raise DataError(
+            f"{key}={source} needs the package reasoning-gym; install the extra: pip install 'rlhf-pg[gym]'"
+        ) from error
+    task, _, options = source.removeprefix("reasoning_gym:").partition("?")
+    if task not in factory.DATASETS:
+        near = difflib.get_close_matches(task, factory.DATASETS, n=1)
+        raise DataError(f"{key}={source}: {task!r} is no task{f' (nearest: {near[0]})' if near else ''}")
+    # Without a seed the questions would be others in each process and after each restart.
+    config = {"size": 500, "seed": 0} | dict(
+        _option(option, f"{key}={source}") for option in options.split("&") if option
+    )
+    try:
+        dataset = factory.create_dataset(task, **config)
+        entries = [dataset[index] for index in range(len(dataset))]
+    except Exception as error:
+        known = ", ".join(sorted(factory.DATASETS[task][1].__dataclass_fields__))
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{key}={source} cannot be generated: {reason}; the task's options are {known}") from error
+    places = [
+        {"task": task, "config": config, "index": i, "question": row["question"]} for i, row in enumerate(entries)
+    ]
+    columns = {name: [row[name] for row in entries] for name in ("question", "answer")}
+    return Table(
+        source,
+        {"prompt": columns["question"], "answer": columns["answer"], "entry": [json.dumps(place) for place in places]},
+    )
+
+
+def _option(text: str, where: str) -> tuple[str, Any]:
+    """``name=value``, the value as JSON if it is such."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise DataError(f"{where}: {text!r} is no option; write name=value")
+    try:
+        return name, json.loads(unquote(value))
+    except ValueError:
+        return name, unquote(value)
 
 
 def _local(source: str, path: Path, split: str, key: str, say: Say) -> Table:

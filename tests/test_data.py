@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rlhf_pg.config.sections import DataConfig
 from rlhf_pg.data import PromptData, load_prompts, pad_prompts
 from rlhf_pg.errors import DataError
+from rlhf_pg.sources import read_table
 
 SHARED = Path(__file__).parents[2] / "shared"
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "user", "assistant", "system", ":", *"abcdefgh"]
@@ -378,6 +379,59 @@ def test_the_builtin_prompts(monkeypatch):
     assert data.held_out is not None
     assert data.held_out.prompts == ("c",)
     refused("builtin:review", "builtin:reviews", source="builtin:review")
+
+
+# --- reasoning-gym ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gym():
+    return pytest.importorskip("reasoning_gym", reason="the extra gym is not installed")
+
+
+def questions(source: str) -> dict[str, list]:
+    return read_table(source, "train", "data.source", silent).columns
+
+
+def test_reasoning_gym_prompts_are_the_tasks_questions(gym):
+    columns = questions("reasoning_gym:chain_sum?size=6&seed=7&max_terms=3")
+    dataset = gym.create_dataset("chain_sum", size=6, seed=7, max_terms=3)
+    assert columns["prompt"] == [dataset[i]["question"] for i in range(6)]
+    assert columns["answer"] == [dataset[i]["answer"] for i in range(6)]
+    assert len(questions("reasoning_gym:chain_sum")["prompt"]) == 500
+    assert questions("reasoning_gym:chain_sum?size=2") == questions("reasoning_gym:chain_sum?size=2&seed=0")
+
+
+def test_reasoning_gym_options_are_json_or_text(gym):
+    columns = questions('reasoning_gym:basic_arithmetic?size=3&operators=["%2B"]&format_style=natural&max_terms=2')
+    config = json.loads(columns["entry"][0])["config"]
+    assert config == {"size": 3, "seed": 0, "operators": ["+"], "format_style": "natural", "max_terms": 2}
+    assert not any(sign in prompt for prompt in columns["prompt"] for sign in "*/")
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("reasoning_gym:chain_sums", ["'chain_sums' is no task", "nearest: chain_sum"]),
+        ("reasoning_gym:chain_sum?terms=3", ["cannot be generated", "'terms'", "options are", "max_terms"]),
+        ("reasoning_gym:chain_sum?min_terms=0", ["min_terms must be positive"]),
+        ("reasoning_gym:chain_sum?size", ["'size' is no option; write name=value"]),
+    ],
+)
+def test_reasoning_gym_sources_that_cannot_be(gym, source, parts):
+    refused(f"data.source={source}", *parts, source=source)
+
+
+def test_reasoning_gym_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
+    refused("data.source=reasoning_gym:chain_sum", "rlhf-pg[gym]", source="reasoning_gym:chain_sum")
+
+
+def test_reasoning_gym_prompts_reach_the_model_and_their_columns_the_reward(gym):
+    train = load(source="reasoning_gym:gcd?size=3", shuffle=False, max_prompt_tokens=500).train
+    assert list(train.prompts) == questions("reasoning_gym:gcd?size=3")["prompt"]
+    assert set(train.columns) == {"answer", "entry"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from reward_models.functions.text import Completion, text_of
+from reward_models.functions.text import Completion, column_of, text_of
 
 # The lookbehind keeps "5-3" from being read as 5 and -3, and the 2 of "H2O" from being a number.
 _NUMBER = re.compile(
@@ -61,13 +61,9 @@ def numeric_answer(
     Raises:
         ValueError: the data has no such column.
     """
-    if column not in columns:
-        raise ValueError(
-            f"the data has no column {column!r}; it has {sorted(columns)}: name the one with the answers in args.column"
-        )
     allowed = Decimal(str(tolerance))
     rewards: list[float | None] = []
-    for completion, value in zip(completions, columns[column], strict=True):
+    for completion, value in zip(completions, column_of(columns, column), strict=True):
         right = _number(str(value), column_marker if column_marker in str(value) else None)
         given = _number(text_of(completion), marker)
         if right is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Completion = str | Sequence[dict[str, Any]]
@@ -23,3 +23,23 @@ def text_of(completion: Completion) -> str:
     if isinstance(content, list):
         return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
     return content or ""
+
+
+def column_of(columns: Mapping[str, Any], name: str, holds: str = "answers", *, arg: str = "column") -> Sequence[Any]:
+    """A column of the data that a reward reads.
+
+    Args:
+        columns: the data's columns, each with one value per completion.
+        name: which one.
+        holds: what stands in it, for the error.
+        arg: the reward's argument that names it, for the error.
+
+    Raises:
+        ValueError: the data has no such column.
+    """
+    if name not in columns:
+        raise ValueError(
+            f"the data has no column {name!r}; it has {sorted(columns)}: name the one with the {holds} in args.{arg}"
+        )
+    values: Sequence[Any] = columns[name]
+    return values

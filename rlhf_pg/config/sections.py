@@ -69,7 +69,10 @@ class ReferenceConfig(Section):
 class DataConfig(Section):
     """Where the prompts come from."""
 
-    source: str = key("", "Hub dataset id, json/jsonl/csv/parquet/txt file or a folder of them, or builtin:reviews.")
+    source: str = key(
+        "",
+        "Hub dataset id, json/jsonl/csv/parquet/txt file or a folder of them, reasoning_gym:TASK?size=500, or builtin:reviews.",
+    )
     split: str = key("train", "Split of a hub dataset, or of a folder with one file a split.")
     prompt_column: str | None = key(None, "Column that holds the prompts; None recognises the usual shapes.")
     chat: bool | None = key(None, "Render prompts with the chat template; None: where they are messages.")
