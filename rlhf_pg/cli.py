@@ -138,7 +138,66 @@ def evaluate(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; the run may still go on.")]) -> None:
+def frontier(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Of the runs. Left out with --runs or --table.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B,C", help="What differs between runs; recipe=rloo,ppo too.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each combination.")] = 1,
+    gold: Annotated[
+        str | None, typer.Option(metavar="REWARD", help="A reward that is measured and never trained on.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Runs, figures and report.html.")] = Path("frontier"),
+    runs: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A run that is there, in place of RECIPE; repeat it.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Anyone's scores, in place of RECIPE: prompt, policy, kl, reward a row."),
+    ] = None,
+    others: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Further points on the plot: name, kl, reward, label.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Of the reference, a held-out prompt; 0: none.")] = 512,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    target_kl: Annotated[
+        float | None, typer.Option(min=0.0, help="Find the kl.coef that ends at this KL, nats, by bisection.")
+    ] = None,
+) -> None:
+    """How much reward a unit of KL buys, how near that is to the best possible, and where it breaks."""
+    changes = list(overrides or ())
+    if recipe is not None and "=" in recipe:
+        changes, recipe = [recipe, *changes], None
+    from rlhf_pg.frontier.command import frontier as build
+
+    found = build(
+        recipe,
+        changes,
+        out,
+        vary=vary or (),
+        seeds=seeds,
+        gold=gold,
+        runs=runs or (),
+        table=table,
+        others=others,
+        samples=samples,
+        jobs=jobs,
+        target_kl=target_kl,
+    )
+    for line in (found.headline, found.verdict, found.audit):
+        if line:
+            typer.echo(line)
+    typer.echo(f"The report is {out / 'report.html'}.")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; the run may still go on.")],
+) -> None:
     """Write RUN/report.html: curves, time, and samples by token, in one page that opens offline."""
     from rlhf_pg.report import report_run
 

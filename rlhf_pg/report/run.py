@@ -55,7 +55,7 @@ def read_run(run_dir: Path) -> RunReport:
         raise DataError(f"{run_dir}: metrics.jsonl has no line yet; wait for the run's first step")
     config = flat(tree)
     name = str(config.get("run.name", run_dir.name))
-    decode, reason = _decoder(run_dir, tree)
+    decode, reason = decoder_of(run_dir, tree)
     samples = [*_held_out(run_dir, decode), *_training(run_dir, decode)]
     note = (
         f"{_SHOWN} {reason}"
@@ -111,7 +111,7 @@ def _alerts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"Step {alert['step']}: {alert['text']}" for alert in judge.raised.values()]
 
 
-def _decoder(run_dir: Path, tree: Mapping[str, Any]) -> tuple[Decode | None, str]:
+def decoder_of(run_dir: Path, tree: Mapping[str, Any]) -> tuple[Decode | None, str]:
     """The run's own tokenizer, or the one beside its model on this machine; else why there is none."""
     from transformers import AutoTokenizer
 
@@ -144,15 +144,15 @@ def _held_out(run_dir: Path, decode: Decode | None) -> list[SampleSet]:
     folder, sets = run_dir / "evaluations", list[SampleSet]()
     reference: dict[int, Completion] = {}
     for step in _chosen(folder):
-        rows = _rows(read_table(folder, step))
+        rows = rows_of(read_table(folder, step))
         first: dict[int, dict[str, Any]] = {}
         for row in rows:
             first.setdefault(row["prompt_index"], row)
         # Before the first step a policy whose KL is 0 is its reference.
         if step == 0 and all(abs(row.get("kl") or 0.0) < 1e-6 for row in rows):
-            reference = {index: _completion(row, decode) for index, row in first.items()}
+            reference = {index: completion_of(row, decode) for index, row in first.items()}
         samples: list[Sample] = [
-            {"prompt": row["prompt"], "policy": _completion(row, decode), "reference": reference.get(index)}
+            {"prompt": row["prompt"], "policy": completion_of(row, decode), "reference": reference.get(index)}
             for index, row in sorted(first.items())[:SAMPLES_SHOWN]
         ]
         sets.append({"name": "held-out prompts", "step": step, "samples": samples})
@@ -166,19 +166,20 @@ def _training(run_dir: Path, decode: Decode | None) -> list[SampleSet]:
             "name": "training prompts",
             "step": step,
             "samples": [
-                {"prompt": row["prompt"], "policy": _completion(row, decode)}
-                for row in _rows(read_table(folder, step))[:SAMPLES_SHOWN]
+                {"prompt": row["prompt"], "policy": completion_of(row, decode)}
+                for row in rows_of(read_table(folder, step))[:SAMPLES_SHOWN]
             ],
         }
         for step in _chosen(folder)
     ]
 
 
-def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+def rows_of(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """A table of columns as rows."""
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _completion(row: Mapping[str, Any], decode: Decode | None) -> Completion:
+def completion_of(row: Mapping[str, Any], decode: Decode | None) -> Completion:
     """A row of rollouts/ or evaluations/."""
     kind = "rewards/"
     side: Completion = {

@@ -78,7 +78,7 @@ def _against_kl(axes: Axes, metrics: Sequence[dict[str, Any]], name: str, label:
     if not kl.size:
         _absent(axes)
         return
-    _root_axis(axes, kl)
+    root_axis(axes, kl)
     # KL mostly grows, so there is room below the first point and to the right of the last. The samples of one step are
     # too noisy to stand for it, and get no label.
     for index, offset in {0: (9, -13), kl.size - 1: (9, -3)}.items() if held else ():
@@ -118,7 +118,7 @@ def _points(axes: Axes, x: Floats, y: Floats, *, y_error: Floats, x_error: Float
     )
 
 
-def _root_axis(axes: Axes, kl: Floats) -> None:
+def root_axis(axes: Axes, kl: Floats) -> None:
     """A square-root axis in nats; estimates a little below 0 stay on it."""
     axes.set_xscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x**2))
     low, high = (np.sign(x) * np.sqrt(abs(x)) for x in (min(kl.min(), 0.0), max(kl.max(), 0.1)))
