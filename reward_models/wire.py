@@ -51,9 +51,7 @@ def read_rows(body: Any, max_rows: int, query_end: str = "") -> Rows:
     labels = None if labels is None or all(one is None or one == "" for one in _list(labels, "labels")) else labels
     messages = _list(body.get("messages") or [None] * len(query), "messages")
     ids = body.get("completion_ids")
-    if ids is not None and not all(
-        isinstance(row, list) and all(type(i) is int for i in row) for row in _list(ids, "completion_ids")
-    ):
+    if ids is not None and not all(map(_is_ids, _list(ids, "completion_ids"))):
         raise Refused(422, '"completion_ids" must be a list of lists of whole numbers')
     for name, values in (
         ("prompts", prompts),

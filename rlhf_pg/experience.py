@@ -6,7 +6,7 @@ Each process samples, scores and runs its own prompts; the tables are then gathe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -77,15 +77,18 @@ class Experience:
             greedy: this process's greedy completions, for ReMax.
             rollout: of all processes.
             state: before the step.
-            log: takes the functions' metrics.
+            log: takes the functions' metrics, of all processes.
 
         Returns:
             The scores of all processes; (P,) what the greedy completions score, 0, which is as unbiased, where no function
             could tell; and the state with the moments by which rewards are normalised.
         """
-        mine = scoring.result(log)
+        logged: dict[str, float] = {}
+        mine = scoring.result(logged.__setitem__)
         parts = gather(mine, self.accelerator)
         scored = mine if len(parts) == 1 else _joined(parts, rollout)
+        for name, value in _joined_metrics(gather(logged, self.accelerator)).items():
+            log(name, value)
         greedy_parts = [] if greedy is None else gather(self.runner(greedy), self.accelerator)
         if self.runner.normalises:
             normaliser = Normaliser(state.rewards)
@@ -131,6 +134,20 @@ def _joined(parts: Sequence[ScoredRollout], rollout: Rollout) -> ScoredRollout:
         frozenset().union(*(part.per_token for part in parts)),
         {name: [x for part in parts for x in part.extras.get(name, [None] * len(part.scores))] for name in extras},
     )
+
+
+def _joined_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the functions logged in each process, of as many rows each: rows are added up, the longest time is taken."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    values = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: _joined_metric(name, given) for name, given in values.items()}
+
+
+def _joined_metric(name: str, values: Sequence[float]) -> float:
+    if name.startswith("time/rewards/"):
+        return max(values)
+    counts_rows = name.startswith("rewards/") and name.endswith(("/failed", "/nan"))
+    return sum(values) if counts_rows else sum(values) / len(values)
 
 
 class Timer:

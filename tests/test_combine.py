@@ -30,7 +30,9 @@ def made(combine_by: str, *members: Reward, **settings: Any) -> Reward:
 
 
 def of(reward: Reward, scale: Any = None, **leaves: list[float]):
-    return combine([reward], {name: torch.tensor(values, dtype=torch.float64) for name, values in leaves.items()}, scale)
+    return combine(
+        [reward], {name: torch.tensor(values, dtype=torch.float64) for name, values in leaves.items()}, scale
+    )
 
 
 def same(found: torch.Tensor, wanted: list[float]) -> bool:
@@ -94,7 +96,9 @@ def test_members_may_have_members():
 
 
 def test_clipping_comes_before_the_weight_and_before_the_others_see_it():
-    found = of(made("product", replace(A, clip=(-1.0, 1.0)), B, clip=(0.0, 3.0), weight=2.0), a=[9.0, -9.0], b=[2.0, 2.0])
+    found = of(
+        made("product", replace(A, clip=(-1.0, 1.0)), B, clip=(0.0, 3.0), weight=2.0), a=[9.0, -9.0], b=[2.0, 2.0]
+    )
     assert found.components["m"].tolist() == [2.0, -2.0]
     assert found.scores.tolist() == [4.0, 0.0]
 
@@ -217,7 +221,10 @@ def test_the_state_survives_a_checkpoint_s_json():
         ("{members: [a], combine: gate}", "gate needs at least two members with a weight other than 0, got 1"),
         ("{members: [a, {function: b, weight: 0}], combine: min}", "min needs at least two members"),
         ("{members: [{function: a, weight: 0}]}", "sum needs at least one member"),
-        ("{members: [a, {function: b, wieght: 0}]}", r"functions\[0\].members\[1\].wieght=0: unknown key; did you mean"),
+        (
+            "{members: [a, {function: b, wieght: 0}]}",
+            r"functions\[0\].members\[1\].wieght=0: unknown key; did you mean",
+        ),
         ("{function: a, clip: [1, 1]}", r"\[low, high\] needs low < high"),
         ("{function: a, weight: true}", "weight=true: must be a number"),
         ("{members: [a, {function: b, weight: true}]}", "weight=true: must be a number"),

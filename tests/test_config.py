@@ -362,7 +362,10 @@ def test_several_combinations_are_told_together() -> None:
         ("rollout.stop=[3]", "rollout.stop[0]=3: must be text; put it in quotes"),
         ("run.trackers=wandb", "run.trackers=wandb: must be a list, written [wandb] (default: [])"),
         ("reward.functions=a.py:f", "reward.functions=a.py:f: must be a list, written [a.py:f] (default: [])"),
-        ("reward.functions=[{weight: 2}]", 'reward.functions[0]={"weight": 2}: a reward is either function: NAME or members'),
+        (
+            "reward.functions=[{weight: 2}]",
+            'reward.functions[0]={"weight": 2}: a reward is either function: NAME or members',
+        ),
         ("reward.clip=[1, 0]", "reward.clip=[1, 0]: [low, high] needs low < high, got [1.0, 0.0] (default: null)"),
         ("reward.clip=[1, 2, 3]", "reward.clip=[1, 2, 3]: has 3 items; give 2 (default: null)"),
         ("update.betas=[0.9]", "update.betas[1]: is missing; give it"),

@@ -17,8 +17,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("forward", "rollout", "rewards"),
     ("algorithm", "learner"),
     ("experience", "run_files"),
-    ("trainer", "evaluate", "quickstart", "dry_run", "reward_check", "report"),
-    ("frontier",),
+    ("trainer", "evaluate", "dry_run", "reward_check", "report"),
+    ("frontier", "quickstart"),
     ("reward_cli",),
     ("cli", "__main__", "__init__"),
 )

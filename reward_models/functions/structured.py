@@ -51,6 +51,8 @@ def json_schema(
     Raises:
         ValueError: not exactly one of ``schema`` and ``column`` is given, the schema is none, or there is no such column.
     """
+    if column == "schema":  # then the data's column has come in the argument's place
+        columns, schema = columns | {"schema": schema}, None
     if (schema is None) == (column is None):
         raise ValueError("give the schema in args.schema, or the name of the column that holds it in args.column")
     texts = [_json_in(text_of(completion), fenced) for completion in completions]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_pg.config import load_config
 from rlhf_pg.errors import ModelError
+from rlhf_pg.frontier.command import frontier
 from rlhf_pg.quickstart.build import policy_folder, world_folder
 from rlhf_pg.quickstart.grammar import held_out_prompts
 from rlhf_pg.quickstart.models import sample
@@ -25,6 +26,7 @@ SHOWN = (
     ("KL to the reference, nats a review", "eval/kl/sequence"),
 )
 SAMPLES = 4
+REFERENCE_SAMPLES = 64  # a held-out prompt
 
 
 def quickstart(overrides: Sequence[str] = ()) -> None:
@@ -48,9 +50,12 @@ def quickstart(overrides: Sequence[str] = ()) -> None:
     result = train(config)
     console.print(summary(read_metrics(result.run_dir)))
     console.print(samples(policy_folder(), result.run_dir / "final"))
-    for kind, paths in (("Figure", sorted(result.run_dir.glob("*.png"))), ("Run", [result.run_dir])):
-        for path in paths:
-            console.print(f"{kind}: {path}", highlight=False, soft_wrap=True)
+    console.print("Now the same against the best possible: samples of the reference, the optimum, best of n.")
+    out = result.run_dir / "frontier"
+    frontier(None, [], out, runs=[result.run_dir], samples=REFERENCE_SAMPLES, console=Console(quiet=True))
+    named = {"Figure": result.run_dir / "training.png", "Run": result.run_dir, "Report": out / "report.html"}
+    for kind, path in named.items():
+        console.print(f"{kind}: {path}", highlight=False, soft_wrap=True)
 
 
 def summary(metrics: Sequence[Mapping[str, Any]]) -> Table:

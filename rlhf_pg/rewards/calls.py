@@ -105,7 +105,7 @@ def perform(function: Callable[..., Any], keywords: dict[str, Any], needs: Needs
     answer, start = Answer(), time.perf_counter()
     loggers: dict[str, Callable[..., None]] = {
         "log_metric": lambda name, value: answer.metrics.append((str(name), float(value))),
-        "log_extra": lambda name, values: answer.extras.append((str(name), list(values))),
+        "log_extra": lambda name, values: answer.extras.append((str(name), [_shown(value) for value in values])),
     }
     keywords |= {name: logger for name, logger in loggers.items() if name in needs.named}
 
@@ -132,13 +132,21 @@ def perform(function: Callable[..., Any], keywords: dict[str, Any], needs: Needs
 def plain(value: Any) -> Any:
     """A result as plain Python, so that it can be sent from a worker without its classes."""
     value = value.tolist() if hasattr(value, "tolist") else value  # tensors and arrays
-    if value is None or isinstance(value, bool | int | float | str | RewardError | Unreadable):
+    if isinstance(value, RewardError):
+        return RewardError(str(value))
+    if value is None or isinstance(value, bool | int | float | str | Unreadable):
         return value
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, numbers.Real):
         return float(value)
     return Unreadable(type(value).__name__, repr(value)[:200])
+
+
+def _shown(value: Any) -> Any:
+    """An entry of ``log_extra`` as plain Python, or as its text."""
+    known = plain(value)
+    return str(value) if isinstance(known, Unreadable) else known
 
 
 def _failure(error: Exception) -> Failure:

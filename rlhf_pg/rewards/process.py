@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -60,6 +61,7 @@ class Worker:
         os.close(alive)
         self._calls: Connection = calls
         self._ready: Ready | None = None
+        self._owed: Callable[[], Answer] | None = None  # the last call's answer, until it is taken
         self._end = weakref.finalize(self, _end, self._process, calls, closes_with_us)
         calls.send(self.job)
 
@@ -83,6 +85,8 @@ class Worker:
 
     def call(self, keywords: dict[str, Any]) -> Callable[[], Answer]:
         """Start a call; calling what is returned waits for it, at most until its time is over."""
+        if self._owed is not None and self._end.alive:
+            self._owed()  # whoever asked gave up: unread, it would be taken for this call's answer
         if not self._end.alive:
             self._start()
         self.ready()
@@ -90,14 +94,17 @@ class Worker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; receiving says how
             self._calls.send(keywords)
 
+        @functools.cache
         def result() -> Answer:
             received = self._receive(started + self.timeout)
+            self._owed = None
             gone = isinstance(received, Failure)
             answer: Answer = Answer(failure=received, seconds=time.monotonic() - started) if gone else received
             if answer.failure is not None and answer.failure.renew:
                 self.close()
             return answer
 
+        self._owed = result
         return result
 
     def _receive(self, deadline: float) -> Any:

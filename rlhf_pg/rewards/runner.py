@@ -142,7 +142,8 @@ class RewardRunner:
             scale: a :class:`Normaliser`, or its ``again``.
         """
         leaves = {name: scored.components[name].double().cpu() for name in self._functions}
-        return self.combined(scored.rollout, leaves, scored.token_rewards, scored.per_token, scale)
+        made = self.combined(scored.rollout, leaves, scored.token_rewards, scored.per_token, scale)
+        return replace(made, extras=scored.extras)
 
     def combined(
         self,
