@@ -130,6 +130,19 @@ def test_the_yaml_of_the_rewards_is_read() -> None:
         assert len(config_from_dict(yaml.safe_load(text)).reward.functions) >= 2
 
 
+def test_a_frontier_and_a_report(trained: Path) -> None:
+    model = ROOT.parent / "shared" / "models" / "stories260K"
+    (command,) = (line for line in section("Reward against KL").splitlines() if line.startswith("rlhf-pg frontier"))
+    arguments = [part.strip("'") for part in command.replace("run.steps=100", "run.steps=2").split()[1:]]
+    small = ["rollout.max_new_tokens=8", "data.eval_size=2", "--samples", "16", "--seeds", "1"]
+    made = rlhf_pg(*(part.replace("MODEL", str(model)) for part in arguments), *small, cwd=trained)
+    assert "The report is frontier/report.html" in made.stdout
+    for name in ("report.html", "frontier.csv", "frontier.parquet", "frontier.json", "frontier.png", "frontier.svg"):
+        assert (trained / "frontier" / name).is_file(), name
+    rlhf_pg("report", "runs/rloo", cwd=trained)
+    assert (trained / "runs" / "rloo" / "report.html").is_file()
+
+
 def test_check_train_and_serve_a_reward(trained: Path) -> None:
     model = ROOT.parent / "shared" / "models" / "stories260K"
     check, train, _ = (line for line in section("Rewards").splitlines() if line.startswith("rlhf-pg reward"))

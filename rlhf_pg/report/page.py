@@ -174,7 +174,9 @@ def plain(value: Any) -> Any:
     if is_dataclass(value):
         found = {one.name: getattr(value, one.name) for one in fields(value)}
         return {
-            name: plain(item) for name, item in found.items() if not (item is None or item is False or item in ("", ()))
+            name: plain(item)
+            for name, item in found.items()
+            if not (item is None or item is False or (isinstance(item, str | tuple) and not item))
         }
     if isinstance(value, dict):
         return [[visible(str(name)), plain(item)] for name, item in value.items()]
