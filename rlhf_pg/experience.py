@@ -87,7 +87,7 @@ class Experience:
         mine = scoring.result(logged.__setitem__)
         parts = gather(mine, self.accelerator)
         scored = mine if len(parts) == 1 else _joined(parts, rollout)
-        for name, value in _joined_metrics(gather(logged, self.accelerator)).items():
+        for name, value in joined_metrics(gather(logged, self.accelerator)).items():
             log(name, value)
         greedy_parts = [] if greedy is None else gather(self.runner(greedy), self.accelerator)
         if self.runner.normalises:
@@ -136,7 +136,7 @@ def _joined(parts: Sequence[ScoredRollout], rollout: Rollout) -> ScoredRollout:
     )
 
 
-def _joined_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def joined_metrics(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What the functions logged in each process, of as many rows each: rows are added up, the longest time is taken."""
     names = dict.fromkeys(name for part in parts for name in part)
     values = {name: [part[name] for part in parts if name in part] for name in names}

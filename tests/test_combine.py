@@ -182,7 +182,7 @@ def test_rewards_per_token_are_for_the_whole_sum_only(rewards):
 def test_normalised_in_training_only(rewards):
     runner = runner_of(rewards("words", normalize="batch"), rewards("good"), rewards("tokens"))
     assert runner.normalises
-    raw = runner(ROLLOUT)
+    raw = replace(runner(ROLLOUT), extras={"why": ["a", "b", "c", "d"]})
     assert raw.scores.tolist() == [4.0, 1.0, 2.0, 2.0]
     scored = runner.normalised(raw, Normaliser({}))
     words = numpy.array([3.0, 1.0, 1.0, 2.0])
@@ -190,6 +190,7 @@ def test_normalised_in_training_only(rewards):
     assert scored.scores.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
     assert scored.components["words"].tolist() == words.tolist()
     assert torch.equal(scored.token_rewards, raw.token_rewards)
+    assert scored.extras == raw.extras
     assert not runner_of(rewards("words"))(ROLLOUT).components.keys() - {"words"}
 
 

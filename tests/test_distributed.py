@@ -14,6 +14,7 @@ from small_world import overrides, repeatable, save_model, saved_weights, write_
 
 from rlhf_pg.config.load import load_config
 from rlhf_pg.distributed import part_of
+from rlhf_pg.experience import joined_metrics
 from rlhf_pg.trainer import train
 
 # Lengths differ, so that 40 padded tokens cut the two processes' rows into different numbers of micro-batches.
@@ -84,3 +85,11 @@ def test_parts_cover_everything_once_and_differ_by_one_at_most() -> None:
             parts = [part_of(count, rank, world) for rank in range(world)]
             assert [row for part in parts for row in part] == list(range(count))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_what_functions_log_is_of_all_processes() -> None:
+    first = {"time/rewards/f": 2.0, "rewards/f/failed": 1.0, "rewards/f/nan": 0.0, "share": 0.5}
+    second = {"time/rewards/f": 3.0, "rewards/f/failed": 2.0, "rewards/f/nan": 1.0, "other": 4.0}
+    together = {"time/rewards/f": 3.0, "rewards/f/failed": 3.0, "rewards/f/nan": 1.0, "share": 0.5, "other": 4.0}
+    assert joined_metrics([first, second]) == together
+    assert joined_metrics([first]) == first

@@ -325,10 +325,16 @@ def test_json_schema_from_a_column():
     assert "nothing is fetched" in str(found[5])
 
 
+def test_json_schema_from_a_column_that_is_called_like_the_argument():
+    assert json_schema(["7", "7"], column="schema", schema=[None, SCHEMA]) == [None, 0.0]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         ({}, "args.schema, or"),
+        ({"column": "schema"}, "no column 'schema'"),
+        ({"schema": {}, "column": "schema"}, "args.schema, or"),
         ({"schema": {}, "column": "x"}, "args.schema, or"),
         ({"column": "x"}, "no column 'x'"),
         ({"schema": {"type": "wat"}}, "args.schema is no JSON schema"),

@@ -251,6 +251,44 @@ def test_a_function_that_fails_on_all_rows_together_only(make):
     assert score(make(source, on_error="unscorable", timeout=0.6)) == [1.0] * 12
 
 
+def test_an_answer_that_nobody_took_is_not_the_next_calls(tmp_path):
+    """One function fails and ends the call while another still works: its answer must not be read for later rows."""
+    path = tmp_path / "both.py"
+    path.write_text(
+        "import time\n"
+        "def fails(completions):\n"
+        "    if 'bad' in completions: raise ValueError\n"
+        "    return [0.0] * len(completions)\n"
+        "def chars(completions):\n"
+        "    time.sleep(0.2 if 'bad' in completions else 0)\n"
+        "    return [float(len(text)) for text in completions]\n",
+        encoding="utf-8",
+    )
+    runner = RewardRunner(RewardConfig(functions=(f"{path}:fails", f"{path}:chars")))
+    with pytest.raises(RewardError, match="'fails' raised ValueError"):
+        score(runner, ["bad", "x"])
+    abandoned = runner.start(text_rollout(["p"], ["four"]))
+    assert score(runner, ["a", "bbb"]) == [1.0, 3.0]
+    assert abandoned.result().scores.tolist() == [4.0]
+    runner.close()
+
+
+def test_what_a_worker_gives_needs_none_of_its_classes(make):
+    source = """
+        from rlhf_pg.errors import RewardError
+        class Mine(RewardError): pass
+        class Note:
+            def __str__(self): return "note"
+        def f(completions, log_extra):
+            log_extra("note", [Note(), 1.5, {"a": Note}])
+            return [Mine("no"), 1.0, 2.0]
+        """
+    scored = make(source, on_error="unscorable")(text_rollout(["p"] * 3, ["a", "b", "c"]))
+    assert scored.valid.tolist() == [False, True, True]
+    assert scored.extras["note"][:2] == ["note", 1.5]
+    assert "Note" in scored.extras["note"][2]
+
+
 def test_its_own_time_limit(make):
     runner = make("import time\ndef f(completions): time.sleep(9)", entry={"timeout": 0.3})
     start = time.monotonic()

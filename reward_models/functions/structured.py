@@ -27,7 +27,7 @@ _FENCED = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)^[ \t]*```", re.MULTILINE | re.
 def json_schema(
     completions: Sequence[Completion],
     *,
-    schema: dict[str, Any] | None = None,
+    schema: dict[str, Any] | list[Any] | None = None,
     column: str | None = None,
     fenced: bool = False,
     **columns: Any,
@@ -51,7 +51,7 @@ def json_schema(
     Raises:
         ValueError: not exactly one of ``schema`` and ``column`` is given, the schema is none, or there is no such column.
     """
-    if column == "schema":  # then the data's column has come in the argument's place
+    if column == "schema" and isinstance(schema, list):  # the data's column has come in the argument's place
         columns, schema = columns | {"schema": schema}, None
     if (schema is None) == (column is None):
         raise ValueError("give the schema in args.schema, or the name of the column that holds it in args.column")
