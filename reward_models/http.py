@@ -78,19 +78,23 @@ def token_of(variable: str | None) -> str | None:
 
 
 def strict_json(data: bytes) -> Any:
-    """Read JSON as the standard has it: no NaN and no Infinity.
+    """Read JSON as the standard has it: no NaN, no Infinity, no key twice.
 
     Raises:
         ValueError: it is not JSON.
     """
     try:
-        return json.loads(data, parse_constant=_refuse)
+        return json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else _refuse("an object with a key twice")
+
+
 def _refuse(literal: str) -> Any:
-    raise ValueError(f"{literal} is no JSON number")
+    raise ValueError(f"{literal} is no standard JSON")
 
 
 @dataclass(frozen=True, slots=True)

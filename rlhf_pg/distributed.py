@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -17,10 +19,13 @@ from rlhf_pg.errors import ConfigError, TrainingError
 
 Item = TypeVar("Item")
 _PROCESSES = "RLHF_PG_PROCESSES"
+_LAUNCHER = "RLHF_PG_LAUNCHER"  # the process that started these
 
 
 def make_accelerator(run: RunConfig, project_dir: str) -> Accelerator:
     """The accelerator of a run; refuses a world of another size than ``--processes`` asked for."""
+    if _LAUNCHER in os.environ and int(os.environ[_LAUNCHER]) == os.getppid():
+        threading.Thread(target=_end_with, args=(os.getppid(),), name="launcher", daemon=True).start()
     try:
         accelerator = Accelerator(
             cpu=run.device == "cpu",
@@ -41,6 +46,13 @@ def make_accelerator(run: RunConfig, project_dir: str) -> Accelerator:
             "Start with `accelerate launch -m rlhf_pg train ...` and a configuration for this machine"
         )
     return accelerator
+
+
+def _end_with(launcher: int) -> None:
+    """End this process once the one that started it is gone: nobody else would end it."""
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def own_part(count: int, accelerator: Accelerator) -> range:
@@ -107,6 +119,7 @@ def launch(processes: int, arguments: Iterable[str]) -> None:
         environment["OMP_NUM_THREADS"] = os.environ.get(
             "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))
         )
+    environment[_LAUNCHER] = str(os.getpid())
     os.environ.update(environment)
     settings: dict[str, Any] = {
         "min_nodes": 1,

@@ -69,7 +69,7 @@ class Experience:
 
     def scored(
         self, scoring: Scoring, greedy: Rollout | None, rollout: Rollout, state: AlgorithmState, log: Log
-    ) -> tuple[ScoredRollout, Tensor | None, AlgorithmState]:
+    ) -> tuple[ScoredRollout, ScoredRollout, Tensor | None, AlgorithmState]:
         """What the reward functions said.
 
         Args:
@@ -80,8 +80,9 @@ class Experience:
             log: takes the functions' metrics, of all processes.
 
         Returns:
-            The scores of all processes; (P,) what the greedy completions score, 0, which is as unbiased, where no function
-            could tell; and the state with the moments by which rewards are normalised.
+            The scores of all processes; the same with those rewards normalised that ask for it; (P,) what the greedy
+            completions score, normalised alike, 0, which is as unbiased, where no function could tell; and the state with the
+            moments of the normalised rewards.
         """
         logged: dict[str, float] = {}
         mine = scoring.result(logged.__setitem__)
@@ -90,12 +91,13 @@ class Experience:
         for name, value in joined_metrics(gather(logged, self.accelerator)).items():
             log(name, value)
         greedy_parts = [] if greedy is None else gather(self.runner(greedy), self.accelerator)
+        shaped = scored
         if self.runner.normalises:
             normaliser = Normaliser(state.rewards)
-            scored = self.runner.normalised(scored, normaliser)
+            shaped = self.runner.normalised(scored, normaliser)
             greedy_parts = [self.runner.normalised(part, normaliser.again) for part in greedy_parts]
             state = replace(state, rewards=normaliser.state)
-        return scored, torch.cat([part.totals for part in greedy_parts]) if greedy_parts else None, state
+        return scored, shaped, torch.cat([part.totals for part in greedy_parts]) if greedy_parts else None, state
 
     def passes(self, rollout: Rollout, step: int) -> ModelPasses:
         """The forward passes that the algorithm asks for, over this process's rows, gathered."""

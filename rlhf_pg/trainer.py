@@ -178,10 +178,10 @@ class Trainer:
             passes = self.experience.passes(rollout, step)
         with timer("reward"):
             logged: dict[str, float] = {}
-            scored, greedy_scores, before = self.experience.scored(
+            scored, shaped, greedy_scores, before = self.experience.scored(
                 scoring, greedy, rollout, self.state, logged.__setitem__
             )
-        batch, self.state = advantages(self.config, scored, passes, before, greedy_scores)
+        batch, self.state = advantages(self.config, shaped, passes, before, greedy_scores)
         with timer("learn"):
             learned = self.learner.update(batch, step, before.kl_coef)
         self.tokens += int(scored.rollout.lengths.sum()) + int(prompts.prompt_mask.sum()) * scored.rollout.group_size
@@ -189,8 +189,8 @@ class Trainer:
         if _due(step, self.config.run.samples_every):
             log.samples(step, sample_rows(scored, passes, self.data.train))
         return {
+            **logged,  # first: no function may overwrite what is measured here
             **rollout_metrics(scored, passes, before),
-            **logged,
             **learned,
             "num_tokens": self.tokens,
             **timer.metrics(len(scored.rollout)),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from small_world import overrides, repeatable, save_model, saved_weights, write_prompts, write_reward
@@ -77,6 +79,23 @@ def test_prompts_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "rollout.prompts_per_step=3 does not divide over 2 processes; the nearest that does is" in done.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_no_process_outlives_the_launcher(tmp_path: Path) -> None:
+    arguments = keys(tmp_path, "rloo", "run", "run.steps=100000")
+    run = subprocess.Popen([sys.executable, "-m", "rlhf_pg", "train", "rloo", *arguments, "--processes", "2"])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    started = psutil.Process(run.pid).children(recursive=True)
+    assert len(started) >= 2
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(started, timeout=15)
+    assert alive == []
 
 
 def test_parts_cover_everything_once_and_differ_by_one_at_most() -> None:

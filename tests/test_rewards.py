@@ -414,6 +414,15 @@ def test_a_builtin_with_and_without_its_prefix(name):
     assert runner(rollout()).scores.tolist() == pytest.approx([0.0, -2 / 3, -1 / 3, 0.0])
 
 
+def test_a_column_named_like_an_option_of_a_builtin_is_not_that_option():
+    columns = {"tags": [1, 2], "ignore_case": [True, False], "answer": ["alpha", "nothing"]}
+    runner = RewardRunner(config("format_tags", "exact_match", {"function": "keyword", "args": {"words": ["alpha"]}}))
+    scored = runner(rollout(columns=columns))
+    assert scored.components["format_tags"].tolist() == [0.0] * 4
+    assert scored.components["exact_match"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    runner.close()
+
+
 def test_every_builtin_of_reward_models_is_where_the_table_says():
     args = {
         "length": {"target": 1},

@@ -72,7 +72,7 @@ class RewardFunctionConfig(Section):
         wrong += ["otherwise"] if "otherwise" in given and self.combine != "gate" and self.members else []
         if wrong:
             used = {"std_coef": "belongs to combine: mean_minus_std", "otherwise": "belongs to combine: gate"}
-            raise ValueError(f"{wrong[0]} {used.get(wrong[0], rule) if self.members else rule}; remove it")
+            raise ValueError(f"{wrong[0]} {used.get(wrong[0], rule) if self.members else rule}")
         counted = sum(member.weight != 0 for member in self.members)
         if self.members and counted < (1 if self.combine == "sum" else 2):
             least = "one member" if self.combine == "sum" else "two members"

@@ -27,6 +27,7 @@ class Needs:
     named: tuple[str, ...]
     required: tuple[str, ...]
     any: bool  # it has **kwargs, or Python cannot say
+    options: frozenset[str] = frozenset()  # those that a column of the same name must not fill
 
     def missing(self, given: Sequence[str]) -> list[str]:
         """Required keywords that nothing provides."""
@@ -37,15 +38,23 @@ class Needs:
         return dict(given) if self.any else {name: value for name, value in given.items() if name in self.named}
 
 
-def needs_of(function: Callable[..., Any]) -> Needs:
-    """Read a function's signature."""
+def needs_of(function: Callable[..., Any], options_of: Mapping[str, Any] | None = None) -> Needs:
+    """Read a function's signature.
+
+    Args:
+        function: the reward function.
+        options_of: the arguments of a function of ours, whose keyword-only parameters are options. A column that one of
+            the arguments names is given to it all the same.
+    """
     parameters = parameters_of(function)
     if parameters is None:
         return Needs((), (), True)
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     plain = {name: parameter for name, parameter in parameters.items() if parameter.kind not in variadic}
     required = tuple(name for name, parameter in plain.items() if parameter.default is parameter.empty)
-    return Needs(tuple(plain), required, takes_any(parameters))
+    only = {name for name, parameter in plain.items() if parameter.kind == parameter.KEYWORD_ONLY}
+    options = set() if options_of is None else only - {str(value) for value in options_of.values()}
+    return Needs(tuple(plain), required, takes_any(parameters), frozenset(options))
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:

@@ -41,7 +41,7 @@ class Here:
     shares = 1
 
     def __init__(self, found: Found) -> None:
-        self._found, self.needs = found, needs_of(found.call)
+        self._found, self.needs = found, needs_of(found.call, found.args if found.ours else None)
 
     def ready(self) -> Found:
         """Its name and arguments."""
@@ -114,7 +114,7 @@ def keywords_for(
 ) -> dict[str, Any]:
     """The keywords of a call on some rows: fresh lists, so that no function can spoil another's, and its arguments."""
     needs = function.needs
-    columns = {name: values for name, values in given.items() if name not in args}
+    columns = {name: values for name, values in given.items() if name not in args and name not in needs.options}
     return {
         name: [_copy(values[row]) for row in rows] for name, values in needs.chosen(columns).items()
     } | needs.chosen(args)

@@ -64,6 +64,7 @@ class Found:
     call: Callable[..., Any]
     args: Mapping[str, Any]
     notes: tuple[str, ...] = ()  # what a run says at its start
+    ours: bool = False  # its keyword-only parameters are options, never columns
 
 
 def is_model(reference: str) -> bool:
@@ -124,7 +125,7 @@ def find(reference: str, args: Mapping[str, Any], factory: bool, device: str) ->
     if inspect.isclass(target):
         raise ConfigError(f"reward.functions: {reference!r} is a class; with factory: true it is made once from args")
     notes = tuple(_attribute(START_NOTES[bare], reference)(args)) if builtin and bare in START_NOTES else ()
-    return Found(bare if builtin else own_name(target), target, args, notes)
+    return Found(bare if builtin else own_name(target), target, args, notes, builtin)
 
 
 def _made(

@@ -112,7 +112,7 @@ def _answer(calls: Connection) -> None:
     except RlhfPgError as error:
         calls.send(Ready(problem=str(error)))
         return
-    needs = needs_of(found.call)
+    needs = needs_of(found.call, found.args if found.ours else None)
     calls.send(Ready(found.name, needs, found.args, found.notes))
     while True:
         try:
