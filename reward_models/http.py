@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import logging
 import math
 import os
 import random
@@ -78,11 +79,7 @@ def token_of(variable: str | None) -> str | None:
 
 
 def strict_json(data: bytes) -> Any:
-    """Read JSON as the standard has it: no NaN, no Infinity, no key twice.
-
-    Raises:
-        ValueError: it is not JSON.
-    """
+    """Read JSON as the standard has it: no NaN, no Infinity, no key twice; ValueError where it is not."""
     try:
         return json.loads(data, parse_constant=_refuse, object_pairs_hook=_once)
     except RecursionError:
@@ -240,6 +237,9 @@ class JsonClient:
                 if attempt == retries or time.monotonic() + wait >= until:
                     tries, spent = f"{attempt + 1} attempt{'s' * (attempt > 0)}", time.monotonic() - started
                     raise _Again(f"gave no answer in {tries} over {spent:.1f} s; the last one: {error}") from None
+                logging.getLogger(__name__).warning(
+                    "%s: %s; attempt %d follows in %.1f s", self.shown, error, attempt + 2, wait
+                )
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 

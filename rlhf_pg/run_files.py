@@ -38,13 +38,13 @@ class RunFiles:
     """What a run keeps in ``run.output_dir/run.name``.
 
     Raises:
-        ConfigError: a new run would overwrite one that is there.
+        ConfigError: a new run would overwrite one that is there; one that never measured anything may be.
     """
 
     def __init__(self, config: Config, resumed: bool = False) -> None:
         self.config = config
         self.run_dir = Path(config.run.output_dir) / config.run.name
-        if not resumed and not config.run.overwrite and (self.run_dir / "metrics.jsonl").exists():
+        if not resumed and not config.run.overwrite and read_metrics(self.run_dir):
             raise ConfigError(
                 f"run.name={config.run.name}: {self.run_dir} holds a run already; go on with it by --resume {self.run_dir}, "
                 "take another run.name, or set run.overwrite=true"

@@ -90,6 +90,14 @@ def test_resume_and_evaluate(trained: Path) -> None:
     assert (trained / "figures.json").is_file()
 
 
+def test_the_same_from_python(trained: Path) -> None:
+    model = ROOT.parent / "shared" / "models" / "stories260K"
+    script = "from my_rewards import short\n" + block("python", 1).replace("MODEL", str(model))
+    script = script.replace("run.steps=100", 'run.steps=1", "run.name=python", "rollout.max_new_tokens=8')
+    done = subprocess.run([sys.executable, "-c", script], cwd=trained, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_looking_at_configurations(tmp_path: Path) -> None:
     assert "rloo" in rlhf_pg("recipes", cwd=tmp_path).stdout
     assert "coef: 0.1" in rlhf_pg("config", "show", "rloo", "kl.coef=0.1", cwd=tmp_path).stdout
@@ -116,7 +124,7 @@ def section(title: str) -> str:
 def test_the_builtin_rewards_of_the_table_exist() -> None:
     from rlhf_pg.rewards import BUILTINS
 
-    named = set(re.findall(r"`(\w+)`", section("Rewards").split("Functions that were written")[0]))
+    named = set(re.findall(r"`(\w+)`", section("Rewards").split("`rlhf-pg reward functions`")[0]))
     assert named - {"rewards", "reward", "functions"} == {name for name in BUILTINS if not name.startswith("reviews")}
 
 

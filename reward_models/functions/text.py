@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Completion = str | Sequence[dict[str, Any]]
+SAMPLED = {"prompts", "completions", "completion_ids"}  # what a call has besides the data's columns
 
 
 def text_of(completion: Completion) -> str:
@@ -39,7 +40,7 @@ def column_of(columns: Mapping[str, Any], name: str, holds: str = "answers", *, 
     """
     if name not in columns:
         raise ValueError(
-            f"the data has no column {name!r}; it has {sorted(columns)}: name the one with the {holds} in args.{arg}"
+            f"the data has no column {name!r}; it has {sorted({*columns} - SAMPLED)}: name the one with the {holds} in args.{arg}"
         )
     values: Sequence[Any] = columns[name]
     return values

@@ -82,6 +82,9 @@ def rows_of(held_out: Mapping[str, Any]) -> list[Row]:
                 _n(held_out["calibration"]["error"]),
             ),
         ]
+        chance = {"bradley_terry": 0.5}.get(kind, held_out.get("accuracy_of_the_commonest", 0.0))
+        if held_out["accuracy"]["low"] <= chance:
+            rows.append(("Warning", f"this is not told apart from chance, an accuracy of {_n(chance)}"))
     if kind == "bradley_terry":
         chosen, rejected = held_out["scores"]["chosen"], held_out["scores"]["rejected"]
         rows += [

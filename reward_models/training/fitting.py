@@ -99,7 +99,7 @@ def fit(
             disable_tqdm=True,
             remove_unused_columns=False,  # the rows are ours, not the model's arguments
             label_names=[],
-            dataloader_pin_memory=not options.cpu,
+            dataloader_pin_memory=torch.cuda.is_available() and not options.cpu,
         )
         trainer = _Trainer(
             model, arguments, data_collator=Collator(pad), train_dataset=trained, eval_dataset=measured or None

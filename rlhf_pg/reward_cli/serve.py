@@ -69,7 +69,10 @@ def serve(
     config = reward_section(reward, args or (), factory=factory)
     # By name: the packages of rewards stand beside this one, not below it.
     token = importlib.import_module("reward_models.http").token_of(token_env)
-    server = importlib.import_module("reward_models.server")
+    try:
+        server = importlib.import_module("reward_models.server")
+    except ImportError as error:
+        raise ConfigError(str(error)) from error
     listening = server.listen(host, port, token)
     runner = RewardRunner(config, device=device)
     app = server.make_app(

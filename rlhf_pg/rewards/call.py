@@ -120,12 +120,14 @@ class FunctionCall:
             column = own.extras.setdefault(name, [None] * len(own.values))
             for row, value in zip(rows, values, strict=True):
                 column[row] = value
+        whole = len(rows) > 1 and len(read.problems) == len(rows) and len(set(read.problems.values())) == 1
         for place, problem in read.problems.items():
-            self._fail(rows[place], problem)
+            self._fail(rows[place], problem, whole=whole)
 
-    def _fail(self, row: int, reason: str, error: Exception | None = None) -> None:
-        """A row on which the function failed."""
-        said = f"reward function {self.name!r} {reason}, in {show_row(self._rollout, row)}"
+    def _fail(self, row: int, reason: str, error: Exception | None = None, *, whole: bool = False) -> None:
+        """A row on which the function failed; ``whole``: as on each of the call."""
+        place = "; the first row is" if whole else ", in"
+        said = f"reward function {self.name!r} {reason}{place} {show_row(self._rollout, row)}"
         if self._config.on_error == "stop":
             raise RewardError(said) from error
         _logger.warning("%s: it counts as unscorable", said)
