@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from rlhf_pg.errors import ModelError
 
@@ -53,6 +53,9 @@ class Checkpoint:
                 f"reward model {self.name!r} has no safetensors file, and pickled weights are not loaded because they "
                 "can run code; convert it with save_pretrained, on a machine where you trust its source"
             )
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # what is missing is told below
+        logging.disable_progress_bar()
         try:
             model, info = kind.from_pretrained(
                 self.name,
@@ -65,6 +68,8 @@ class Checkpoint:
             )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise ModelError(f"reward model {self.name!r} cannot be loaded as {what}: {error}") from error
+        finally:
+            logging.set_verbosity(level)
         return model, {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from rlhf_pg.config import load_config
 from rlhf_pg.errors import ModelError
@@ -101,6 +102,7 @@ def samples(before: Path, after: Path) -> Table:
 
 
 def _reviews(folder: Path, prompts: Sequence[str]) -> list[str]:
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
