@@ -125,7 +125,9 @@ def test_the_builtin_rewards_of_the_table_exist() -> None:
     from rlhf_pg.rewards import BUILTINS
 
     named = set(re.findall(r"`(\w+)`", section("Rewards").split("`rlhf-pg reward functions`")[0]))
-    assert named - {"rewards", "reward", "functions", "tests"} == {name for name in BUILTINS if not name.startswith("reviews")}
+    assert named - {"rewards", "reward", "functions", "tests"} == {
+        name for name in BUILTINS if not name.startswith("reviews")
+    }
 
 
 def test_the_yaml_of_the_rewards_is_read() -> None:

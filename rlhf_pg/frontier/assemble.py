@@ -151,10 +151,11 @@ def _closest(ends: Sequence[Point], kls: Sequence[float], rewards: Sequence[floa
 
 
 def _headline(ends: Sequence[Point]) -> str:
-    """The run with the highest efficiency at its end."""
+    """The run with the highest efficiency at its end; where none is known, the one with the most reward."""
     told = [point for point in ends if point.get("efficiency") is not None]
     if not told:
-        return ""
+        top = max(ends, key=lambda point: number(point["reward"]), default=None)
+        return f"{top['run']} ends with a reward of {number(top['reward']):.3f} at {top['kl']:.2f} nats." if top else ""
     best = max(told, key=lambda point: number(point.get("efficiency")))
     low, high = number(best.get("efficiency_low")), number(best.get("efficiency_high"))
     return (

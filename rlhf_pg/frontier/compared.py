@@ -39,8 +39,9 @@ def best_of_rows(reference: ReferenceTable) -> list[BestOfN]:
 
 
 def optimum_rows(reference: ReferenceTable, largest: float) -> list[Optimum]:
-    """The ceiling, up to the largest KL of the runs, as far as the samples reach."""
-    kls = [float(kl) for kl in largest * 1.05 * np.linspace(0.05, 1, 24) ** 2]
+    """The ceiling, up to the largest KL of the runs, as far as the samples reach: N of them show at most log N nats."""
+    end = min(largest * 1.05, math.log(reference.reward.shape[1]))
+    kls = [float(kl) for kl in end * np.linspace(0.05, 1, 24) ** 2]
     ids = None if reference.ids is None else reference.ids.tolist()
     points = optimal_frontier(reference.reward, kls=kls, prompts=reference.prompts, completions=ids)
     return [
