@@ -15,7 +15,7 @@ quickstart: setup
 	$(BIN)/rlhf-pg quickstart
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_runs_that_are_there_give_the_same(built: Any) -> None:
     assert [point["efficiency"] for point in found.points] == [point["efficiency"] for point in report.points]
 
 
+def test_runs_of_one_name_are_two_lines(built: Any) -> None:
+    folder, _, _ = built
+    run = next((folder / "out" / "runs").iterdir())
+    copy = shutil.copytree(run, folder / "copies" / run.name)
+    found = frontier(None, [], folder / "twice", runs=[run, copy, run], samples=0, console=QUIET)
+    assert [point["run"] for point in found.points] == [str(run)] * 3 + [str(copy)] * 3
+    assert [one["name"] for one in found.samples] == [str(run), str(copy)]
+
+
 # --- anyone's table -------------------------------------------------------------------------------------------------
 
 
@@ -150,12 +160,89 @@ def test_prompts_with_different_numbers_of_samples(tmp_path: Path) -> None:
     np.testing.assert_array_equal(measured[0].reward, [[1, 2], [5, np.nan]])
 
 
+def scores(**policies: float) -> list[dict[str, Any]]:
+    """Rows of a reference with 32 samples of 6 prompts, and of policies with 4, each as far above it as is said."""
+    generator = np.random.default_rng(0)
+    shifts = {"reference": 0.0, **policies}
+    return [
+        {"prompt": f"p{i}", "policy": name, "kl": 0.3 * shift, "reward": x, "gold": x / 2}
+        for name, shift in shifts.items()
+        for i in range(6)
+        for x in generator.normal(shift, 1, 4 if shift else 32)
+    ]
+
+
+def test_texts_that_look_like_missing_values_stay_texts(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "policy": "NA", "kl": "", "reward": "NA"} for p in ("NA", "None", "01", "1")]
+    (one,), _ = read_anyone_s(write_table(tmp_path / "t.csv", rows))
+    assert (one.run, one.prompts) == ("NA", ("NA", "None", "01", "1"))
+    assert np.isnan(one.reward).all()
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"kl": 1, "reward": None}) + "\n" for row in rows))
+    (one,), _ = read_anyone_s(tmp_path / "t.jsonl")
+    assert one.prompts == ("NA", "None", "01", "1")
+
+
+def test_the_reference_needs_neither_step_nor_seed(tmp_path: Path) -> None:
+    rows = [row | {"step": "", "seed": ""} for row in scores()]
+    rows += [
+        {"prompt": "p0", "policy": "a", "kl": 1, "reward": seed + step, "step": step, "seed": seed}
+        for seed in (1, 0)
+        for step in (20, 3)
+    ]
+    measured, reference = read_anyone_s(write_table(tmp_path / "t.csv", rows))
+    assert reference is not None
+    assert reference.reward.shape == (6, 32)
+    assert [(one.run, one.seed, one.step, one.reward.item()) for one in measured] == [
+        ("a,seed=0", 0, 3, 3.0),
+        ("a,seed=0", 0, 20, 20.0),
+        ("a,seed=1", 1, 3, 4.0),
+        ("a,seed=1", 1, 20, 21.0),
+    ]
+
+
+def test_gold_that_is_constant_or_partly_absent_or_in_another_order(tmp_path: Path) -> None:
+    """None of these may take the fit of the policies with it."""
+    rows = scores(a=1, b=2, c=3, d=4)
+    for row in rows:
+        if row["policy"] == "reference":
+            row["gold"] = 0.0
+        if row["policy"] == "d":
+            row["gold"] = ""
+    rows = [row for row in rows if row["policy"] != "b"] + [row for row in rows if row["policy"] == "b"][::-1]
+    report = frontier(None, [], tmp_path / "out", table=write_table(tmp_path / "t.csv", rows), console=QUIET)
+    assert [fit["name"] for fit in report.fits] == ["RL"]
+    assert [point["gold"] is None for point in report.points] == [False, False, True, False]
+
+
+def test_a_prompt_that_the_reward_does_not_speak_of(tmp_path: Path) -> None:
+    rows = [row | ({"reward": ""} if row["prompt"] == "p3" else {}) for row in scores(a=1)]
+    report = frontier(None, [], tmp_path / "out", table=write_table(tmp_path / "t.csv", rows), console=QUIET)
+    assert [row["n"] for row in report.best_of_n] == [1, 2, 4, 8, 16]
+
+
+def test_a_reference_alone_and_a_policy_without_rewards(tmp_path: Path) -> None:
+    alone = frontier(None, [], tmp_path / "out", table=write_table(tmp_path / "r.csv", scores()), console=QUIET)
+    assert (len(alone.points), len(alone.best_of_n)) == (0, 5)
+    rows = [row | {"reward": ""} if row["policy"] == "a" else row for row in scores(a=1, b=2)[192:]]
+    path = write_table(tmp_path / "p.csv", rows)
+    assert frontier(None, [], tmp_path / "out", table=path, console=QUIET).headline.startswith(
+        "b ends with a reward of"
+    )
+    nothing = frontier(
+        None, [], tmp_path / "out", table=write_table(tmp_path / "n.csv", rows[:24]), target_kl=1.0, console=QUIET
+    )
+    assert (nothing.headline, nothing.closest) == ("", None)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("t.csv", "prompt,policy,kl\na,b,1\n", "no column reward"),
         ("t.txt", "", "must end in"),
         ("t.csv", "", "cannot be read"),
+        ("t.csv", "prompt,policy,kl,reward\n", "has no rows"),
+        ("t.csv", "prompt,policy,kl,reward\na,b,1,good\n", "column reward: .*give numbers"),
+        ("t.csv", "prompt,policy,kl,reward\na,b,1,inf\n", "column reward, row 0 is infinite"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -167,6 +254,8 @@ def test_a_table_that_cannot_be_used(tmp_path: Path, name: str, text: str, messa
 def test_what_cannot_be_meant(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give one of RECIPE"):
         frontier(None, [], tmp_path, console=QUIET)
+    with pytest.raises(ConfigError, match="two samples"):
+        frontier(None, [], tmp_path, runs=[tmp_path], samples=1, console=QUIET)
     with pytest.raises(ConfigError, match="belong to a RECIPE"):
         frontier(None, [], tmp_path, vary=["kl.coef=1,2"], runs=[tmp_path], console=QUIET)
 

@@ -196,7 +196,9 @@ def test_a_second_call_builds_nothing(world, monkeypatch):
 
 def test_the_reward_functions_score_rows_by_keyword(world, monkeypatch):
     rewards = importlib.import_module("rlhf_pg.quickstart.rewards")
-    monkeypatch.setattr(rewards, "reward_folder", lambda: world[0] / "reward")
+    monkeypatch.setattr(
+        importlib.import_module("rlhf_pg.quickstart.build"), "reward_folder", lambda: world[0] / "reward"
+    )
     learned, gold = rewards.reviews_reward(), rewards.reviews_gold()
     prompts, texts = [SOUP, SOUP], [" The taste was superb.", " The taste was superb"]
     assert gold(prompts=prompts, completions=texts, completion_ids=[[1], [2]], item=["a", "b"]) == [
@@ -307,7 +309,6 @@ def test_the_quickstart_ends_with_what_changed(world, tmp_path, monkeypatch, cap
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "final").symlink_to(world[0] / "policy")
-    (folder / "reward_kl.png").write_text("")
     first = {"step": 0, "eval/reward": 1.0, "eval/reward_stderr": 0.125, "eval/kl/sequence": 0.0}
     last = {"step": 3, "eval/reward": 2.5, "eval/rewards/gold/mean": 0.5, "eval/kl/sequence": 1.5}
     lines = [first, {"step": 1, "reward": 9.0}, last]
@@ -318,7 +319,9 @@ def test_the_quickstart_ends_with_what_changed(world, tmp_path, monkeypatch, cap
         seen.append(config)
         return type("Result", (), {"run_dir": folder, "metrics": last})()
 
+    built = []
     monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "frontier", lambda _, __, out, *, runs, **___: built.append((out, runs)))
     monkeypatch.setattr(run, "world_folder", lambda say: world[0])
     monkeypatch.setattr(run, "policy_folder", lambda: world[0] / "policy")
     monkeypatch.setenv("COLUMNS", "160")
@@ -334,4 +337,6 @@ def test_the_quickstart_ends_with_what_changed(world, tmp_path, monkeypatch, cap
     assert "–" in gold
     assert "0.500" in gold
     assert SOUP in said
-    assert str(folder / "reward_kl.png") in said
+    assert built == [(folder / "frontier", [folder])]
+    assert f"Report: {folder / 'frontier' / 'report.html'}" in said
+    assert str(folder / "training.png") in said

@@ -16,7 +16,7 @@ from rlhf_pg.evaluate.clusters import cluster_numbers, mean_and_error
 from rlhf_pg.evaluate.optimum import efficiency
 from rlhf_pg.evaluate.overoptimisation import Overoptimisation
 from rlhf_pg.frontier.compared import best_of_rows, fit_row, gold_fits, number, optimum_rows
-from rlhf_pg.frontier.measured import Floats, Measured, ReferenceTable
+from rlhf_pg.frontier.measured import Floats, Measured, ReferenceTable, row_means
 from rlhf_pg.report.data import Closest, FrontierReport, Other, Point, SampleSet
 
 
@@ -50,7 +50,7 @@ def assemble(
     kls, rewards = [point["kl"] for point in ends], [number(point["reward"]) for point in ends]
     largest = max([point["kl"] for point in points], default=1.0)
     fits = gold_fits(measured, points, reference)
-    start = None if reference is None else float(np.nanmean(reference.reward))
+    start = None if reference is None else float(np.nanmean(row_means(reference.reward)))
     return FrontierReport(
         title=title,
         headline=_headline(ends),
@@ -64,7 +64,7 @@ def assemble(
         audit="" if any("gold" in point and point["gold"] is not None for point in points) else _audit(points),
         pareto=[ends[place]["run"] for place in pareto(kls, rewards)] if ends else [],
         hypervolume=None if start is None or not ends else hypervolume(kls, rewards, kl=max(kls), reward=start),
-        closest=None if target_kl is None or not ends else _closest(ends, kls, rewards, target_kl),
+        closest=None if target_kl is None or np.isnan(rewards).all() else _closest(ends, kls, rewards, target_kl),
         samples=samples,
         reward_name=reward_name,
         gold_name=gold_name,
@@ -80,7 +80,7 @@ def _point(one: Measured, reference: ReferenceTable | None) -> Point:
             return None, None
         rows = ~np.isnan(table).all(1)
         clusters = np.unique(numbers[rows], return_inverse=True)[1]
-        value, error = mean_and_error(np.nanmean(table[rows], 1), clusters)
+        value, error = mean_and_error(row_means(table)[rows], clusters)
         return value, error if math.isfinite(error) else None
 
     kl, kl_error = mean(one.kl)
@@ -154,7 +154,8 @@ def _headline(ends: Sequence[Point]) -> str:
     """The run with the highest efficiency at its end; where none is known, the one with the most reward."""
     told = [point for point in ends if point.get("efficiency") is not None]
     if not told:
-        top = max(ends, key=lambda point: number(point["reward"]), default=None)
+        known = [point for point in ends if point["reward"] is not None]
+        top = max(known, key=lambda point: number(point["reward"]), default=None)
         return f"{top['run']} ends with a reward of {number(top['reward']):.3f} at {top['kl']:.2f} nats." if top else ""
     best = max(told, key=lambda point: number(point.get("efficiency")))
     low, high = number(best.get("efficiency_low")), number(best.get("efficiency_high"))

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -81,24 +82,35 @@ def frontier(
         raise ConfigError("give one of RECIPE, --runs DIR and --table FILE: what the frontier is of")
     if recipe is None and (vary or gold is not None or overrides):
         raise ConfigError("--vary, --gold and a.b=c belong to a RECIPE: runs and tables that are there cannot change")
+    if samples == 1 and table is None:
+        raise ConfigError(
+            "--samples 1: the optimum needs two samples of the reference a prompt; give more, or 0 for none"
+        )
     console = console or Console()
     began = time.monotonic()
     reference: ReferenceTable | None = None
     sets: list[SampleSet] = []
     config: Config | None = None
+    failed: list[str] = []
     if table is not None:
         measured, reference = read_anyone_s(table)
     else:
         if recipe is not None:
-            cells = _train(recipe, overrides, out, vary, seeds, gold, jobs, target_kl, console)
+            cells, failed = _train(recipe, overrides, out, vary, seeds, gold, jobs, target_kl, console)
             known = [(cell.run_dir, cell.settings, cell.command) for cell in cells]
             config = cells[0].config
         else:
+            runs = list({run.resolve(): run for run in runs}.values())
             configs = [load_config(run / "config.yaml") for run in runs]
             check_one_reference([(one.run.name, one) for one in configs])
-            known = [(run, _differing(one, configs), "") for run, one in zip(runs, configs, strict=True)]
+            known = [(run, _differing(one, configs), _again(run, one)) for run, one in zip(runs, configs, strict=True)]
             config = configs[0]
-        measured = [one for folder, settings, command in known for one in read_run_points(folder, settings, command)]
+        by_run = [read_run_points(*one) for one in known]
+        names = Counter(points[0].run for points in by_run)
+        # Two runs of one name, of different folders, are two lines.
+        measured = [
+            one if names[one.run] == 1 else replace(one, run=str(one.folder)) for points in by_run for one in points
+        ]
         if samples:
             sample_reference(config, samples, out, console.print)
             reference = read_reference_table(out)
@@ -115,7 +127,9 @@ def frontier(
         samples=sets,
         target_kl=target_kl,
     )
-    report = replace(report, about={**report.about, "seconds of this call": f"{time.monotonic() - began:.0f}"})
+    about = dict(report.about) | {"seconds of this call": f"{time.monotonic() - began:.0f}"}
+    about |= {"runs left out, because they failed": ", ".join(failed)} if failed else {}
+    report = replace(report, about=about)
     write_files(report, out)
     return report
 
@@ -130,8 +144,8 @@ def _train(
     jobs: int,
     target_kl: float | None,
     console: Console,
-) -> list[Cell]:
-    """Get the runs done; those that failed are left out."""
+) -> tuple[list[Cell], list[str]]:
+    """Get the runs done; those that failed are left out and named."""
     if target_kl is not None and not any(text.startswith("kl.coef=") for text in vary):
         if vary:
             raise ConfigError("--target-kl searches kl.coef for one recipe; leave --vary out, or vary kl.coef yourself")
@@ -139,13 +153,14 @@ def _train(
             recipe, overrides, out, target_kl, seeds=seeds, jobs=jobs, gold=gold, console=console
         )
         console.print(f"The search for {target_kl:g} nats: {search.reason}.")
-        return [cell for trial in search.trials for cell in trial.cells]
+        return [cell for trial in search.trials for cell in trial.cells], []
     cells = plan(recipe, overrides, vary, seeds, out, gold)
     console.print(f"{len(cells)} runs: {', '.join(cell.name for cell in cells)}.", soft_wrap=True, highlight=False)
-    done = [outcome.cell for outcome in run_cells(cells, jobs, console) if outcome.state != "failed"]
+    outcomes = run_cells(cells, jobs, console)
+    done = [outcome.cell for outcome in outcomes if outcome.state != "failed"]
     if not done:
         raise TrainingError(f"no run of {out} could be finished; its logs are in {out / 'logs'}")
-    return done
+    return done, [outcome.cell.name for outcome in outcomes if outcome.state == "failed"]
 
 
 def write_files(report: FrontierReport, out: Path) -> None:
@@ -207,8 +222,16 @@ def _samples(one: Measured, reference: ReferenceTable | None) -> SampleSet:
     return {"name": one.run, "step": one.step, "samples": samples}
 
 
+def _again(run: Path, config: Config) -> str:
+    """The command that trains a run anew."""
+    return shlex.join(["rlhf-pg", "train", str(run / "config.yaml"), f"run.name={config.run.name}-again"])
+
+
 def _differing(config: Config, configs: Sequence[Config]) -> dict[str, str]:
-    """The algorithm's settings in which runs that are there differ."""
+    """The settings in which runs that are there differ: those in the name that a frontier gave it, else the algorithm's."""
+    named = dict(part.partition("=")[::2] for part in config.run.name.split(","))
+    if named.pop("seed", None) and all(named.values()):
+        return named
     trees = [one.model_dump(mode="json") for one in configs]
     own = config.model_dump(mode="json")
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -11,15 +12,19 @@ from rlhf_pg.errors import DataError
 from rlhf_pg.evaluate.best_of import best_of_n, kl_bound
 from rlhf_pg.evaluate.optimum import optimal_frontier
 from rlhf_pg.evaluate.overoptimisation import Overoptimisation, fit_overoptimisation
-from rlhf_pg.frontier.measured import Floats, Measured, ReferenceTable
+from rlhf_pg.frontier.measured import Measured, ReferenceTable, row_means
 from rlhf_pg.report.data import BestOfN, Fit, Optimum, Point
 
 _CURVE = np.geomspace(0.02, 1.0, 40)  # shares of the largest KL at which a curve is drawn
 
 
 def best_of_rows(reference: ReferenceTable) -> list[BestOfN]:
-    """Best of 1, 2, 4, ... up to half of the samples, which leaves the others as opponents."""
-    most = int((~np.isnan(reference.reward)).sum(1).min())
+    """Best of 1, 2, 4, ... up to half of the samples, which leaves the others as opponents.
+
+    Prompts with fewer than two scorable samples, which the reward does not speak of, have no say in how far it goes.
+    """
+    counts = (~np.isnan(reference.reward)).sum(1)
+    most = int(counts[counts >= 2].min(initial=reference.reward.shape[1]))
     sizes = [2**power for power in range(20) if 2**power <= max(most // 2, 1)]
     found: list[BestOfN] = []
     for n in sizes:
@@ -66,25 +71,26 @@ def gold_fits(
     """Fits of gold against KL: of the runs of each recipe, and of best of n. What cannot be fitted is left out."""
     if reference is None or reference.gold is None:
         return {}
-    start = float(np.nanmean(reference.gold))
+    start = float(np.nanmean(row_means(reference.gold)))
     groups: dict[str, list[int]] = {}
     for place, one in enumerate(measured):
-        if one.gold is not None:
+        if points[place].get("gold") is not None:
             groups.setdefault(str(one.settings.get("recipe", "RL")), []).append(place)
     fits = {}
     for name, places in groups.items():
-        rows = reference.rows(measured[places[0]].keys)
-        if any(measured[place].keys != measured[places[0]].keys for place in places):
-            continue
-        own = np.nanmean(reference.gold[rows], 1)
-        by_prompt = np.column_stack([np.nanmean(_of(measured[place].gold), 1) - own for place in places])
+        own = dict(zip(reference.keys, row_means(reference.gold), strict=True))
+        tables = [_gold_by_key(measured[place]) for place in places]
+        # Policies may have been measured on the prompts in another order, or on some of them.
+        keys = [key for key in own if all(key in table for table in tables)]
+        by_prompt = np.array([[table[key] - own[key] for table in tables] for key in keys])
+        texts = dict(zip(reference.keys, reference.prompts, strict=True))
         try:
             fits[name] = fit_overoptimisation(
                 [max(points[place]["kl"], 0.0) for place in places],
                 [number(points[place].get("gold")) for place in places],
                 reference=start,
                 by_prompt=by_prompt,
-                prompts=measured[places[0]].prompts,
+                prompts=[texts[key] for key in keys],
                 runs=[measured[place].run for place in places],
             )
         except DataError:
@@ -93,7 +99,9 @@ def gold_fits(
     if len(best) >= 3:
         kls, golds = [row["kl_bound"] for row in best], [number(row.get("gold")) for row in best]
         errors = [number(row.get("gold_stderr")) for row in best]
-        fits["best of n"] = fit_overoptimisation(kls, golds, errors, "bon", reference=start)
+        # Where gold is the same for all that the reference writes, there is no error to fit with.
+        with suppress(DataError):
+            fits["best of n"] = fit_overoptimisation(kls, golds, errors, "bon", reference=start)
     return fits
 
 
@@ -116,9 +124,9 @@ def fit_row(name: str, fit: Overoptimisation) -> Fit:
     }
 
 
-def _of(table: Floats | None) -> Floats:
-    assert table is not None
-    return table
+def _gold_by_key(one: Measured) -> dict[str, float]:
+    assert one.gold is not None
+    return dict(zip(one.keys, row_means(one.gold).tolist(), strict=True))
 
 
 def number(value: float | None) -> float:

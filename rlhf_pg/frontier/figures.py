@@ -40,11 +40,13 @@ def _panel(axes: Axes, report: FrontierReport, measure: str) -> None:
     points: Sequence[Mapping[str, Any]] = report.points
     shown = [point for point in points if point.get(measure) is not None]
     if measure == "reward":
-        drawn = [point for point in report.optimum if point.get("drawn")]
+        drawn: Sequence[Mapping[str, Any]] = [point for point in report.optimum if point.get("drawn")]
         kl = [point["kl"] for point in drawn]
-        axes.plot(kl, [point["reward"] for point in drawn], color=_OPTIMUM, linewidth=1.6, label="best possible")
-        low = [point.get("low") or point["reward"] for point in drawn]
-        high = [point.get("high") or point["reward"] for point in drawn]
+        if drawn:
+            axes.plot(kl, [point["reward"] for point in drawn], color=_OPTIMUM, linewidth=1.6, label="best possible")
+        low, high = (
+            [point["reward"] if point.get(end) is None else point[end] for point in drawn] for end in ("low", "high")
+        )
         axes.fill_between(kl, low, high, color=_OPTIMUM, alpha=0.12, linewidth=0)
         for other, color in zip(report.others, _OTHERS * len(report.others), strict=False):
             rows = other["points"]
@@ -58,15 +60,16 @@ def _panel(axes: Axes, report: FrontierReport, measure: str) -> None:
                 label=other["name"],
             )
     best: Sequence[Mapping[str, Any]] = [row for row in report.best_of_n if row.get(measure) is not None]
-    axes.plot(
-        [row["kl_bound"] for row in best],
-        [row[measure] for row in best],
-        color=_BEST,
-        linewidth=1.0,
-        linestyle="--",
-        marker=".",
-        label="best of n, at its KL bound",
-    )
+    if best:
+        axes.plot(
+            [row["kl_bound"] for row in best],
+            [row[measure] for row in best],
+            color=_BEST,
+            linewidth=1.0,
+            linestyle="--",
+            marker=".",
+            label="best of n, at its KL bound",
+        )
     _runs(axes, shown, measure)
     for fit in report.fits if measure == "gold" else ():
         axes.plot(
@@ -76,10 +79,13 @@ def _panel(axes: Axes, report: FrontierReport, measure: str) -> None:
             linewidth=0.8,
             linestyle=":",
         )
-    largest = [point["kl"] for point in shown] + ([row["kl_bound"] for row in best] if not shown else [])
-    if largest:
-        root_axis(axes, np.array(largest))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    kls = [point["kl"] for point in shown] or [row["kl_bound"] for row in best]
+    if measure == "reward":
+        kls += [row["kl"] for other in report.others for row in other["points"]]
+    if kls:
+        root_axis(axes, np.array(kls))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def _runs(axes: Axes, points: Sequence[Mapping[str, Any]], measure: str) -> None:
@@ -88,7 +94,7 @@ def _runs(axes: Axes, points: Sequence[Mapping[str, Any]], measure: str) -> None
     for point in points:
         runs.setdefault(point["run"], []).append(point)
     kinds = list(dict.fromkeys(_kind(rows[0]) for rows in runs.values()))
-    colors = dict(zip(kinds, colormaps["viridis"](np.linspace(0.05, 0.85, max(len(kinds), 1))), strict=True))
+    colors = dict(zip(kinds, colormaps["viridis"](np.linspace(0.05, 0.85, len(kinds))), strict=True))
     for rows in runs.values():
         kind = _kind(rows[0])
         axes.errorbar(

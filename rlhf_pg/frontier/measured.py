@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from rlhf_pg.tracking import read_metrics, read_table
 Floats = NDArray[np.float64]
 GOLD = "rewards/gold"
 REFERENCE = "reference"
-_READERS = {".csv": pandas.read_csv, ".parquet": pandas.read_parquet, ".jsonl": None}
+_NUMBERS = ("reward", "kl", "gold", "step", "seed")
+_NONE = ["", "NA", "N/A", "NaN", "nan", "None", "null"]
+# Texts stay as they are: a prompt that reads NA is no missing value, and 01 is not 1.
+_READERS: Mapping[str, Callable[[Path], pandas.DataFrame]] = {
+    ".csv": lambda path: pandas.read_csv(
+        path, dtype={"prompt": str, "policy": str}, keep_default_na=False, na_values=dict.fromkeys(_NUMBERS, _NONE)
+    ),
+    ".parquet": pandas.read_parquet,
+    ".jsonl": lambda path: pandas.read_json(path, lines=True, dtype=False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,13 @@ def read_run_points(run_dir: Path, settings: Mapping[str, Any], command: str) ->
     return found
 
 
+def row_means(table: Floats) -> Floats:
+    """(P,) the mean of what is known in each row, NaN where nothing is."""
+    known = ~np.isnan(table)
+    count = known.sum(1)
+    return np.asarray(np.where(count, np.where(known, table, 0.0).sum(1) / np.maximum(count, 1), np.nan))
+
+
 def _square(values: Sequence[float | None], each: int) -> Floats:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64).reshape(-1, each)
 
@@ -140,49 +156,74 @@ def read_anyone_s(path: Path) -> tuple[list[Measured], ReferenceTable | None]:
     """Policies and reference from a table: a row a completion, with ``prompt``, ``policy``, ``kl`` and ``reward``.
 
     ``kl`` is the sequence KL of the completion, nats (exact, or log pi - log pi_ref of the sampled tokens). Further columns are
-    read where they are there: ``gold``, ``step``, ``seed``. Rows whose policy is ``reference`` are the reference's samples.
+    read where they are there: ``gold``, ``step``, ``seed``; a policy of several seeds is a run a seed. Rows whose policy is
+    ``reference`` are the reference's samples.
 
     Args:
         path: csv, jsonl or parquet.
 
     Raises:
-        DataError: the file cannot be read, or a column is missing.
+        DataError: the file cannot be read, has no rows, or a column is missing or holds something else than numbers.
     """
     if path.suffix not in _READERS:
         raise DataError(f"--table {path} must end in {', '.join(_READERS)}")
     try:
-        reader = _READERS[path.suffix]
-        table = pandas.read_json(path, lines=True) if reader is None else reader(path)
+        table = _READERS[path.suffix](path)
     except (OSError, ValueError) as error:
         raise DataError(f"--table {path} cannot be read: {error}") from error
     missing = [name for name in ("prompt", "policy", "kl", "reward") if name not in table]
     if missing:
         raise DataError(f"--table {path} has no column {missing[0]}; it has {sorted(table.columns)}")
-    step = table["step"] if "step" in table else pandas.Series(0, index=table.index)
-    measured, reference = [], None
-    for (policy, at), rows in table.groupby([table["policy"].astype(str), step], sort=False):
-        groups = list(rows.groupby(rows["prompt"].astype(str), sort=False))
-        texts = tuple(str(text) for text, _ in groups)
-        tables = {
-            name: _ragged([group[name] for _, group in groups]) for name in ("reward", "kl", "gold") if name in rows
-        }
-        if policy == REFERENCE:
-            reference = ReferenceTable(texts, texts, tables["reward"], tables.get("gold"))
-        else:
-            seed = int(rows["seed"].iloc[0]) if "seed" in rows else None
-            measured.append(
-                Measured(
-                    policy,
-                    texts,
-                    texts,
-                    tables["reward"],
-                    tables["kl"],
-                    tables.get("gold"),
-                    step=int(at) if "step" in table else None,
-                    seed=seed,
+    if table.empty:
+        raise DataError(f"--table {path} has no rows; give a row a completion")
+    for name in _NUMBERS:
+        table[name] = _numbers(table[name], path) if name in table else np.nan
+    table["policy"] = table["policy"].astype(str)
+    own = table["policy"] == REFERENCE
+    measured = []
+    for policy, rows in table[~own].groupby("policy", sort=False):
+        for seed, of_seed in rows.groupby("seed", dropna=False):
+            name = str(policy) if rows["seed"].nunique(dropna=False) == 1 else f"{policy},seed={seed:g}"
+            for step, of_step in of_seed.groupby("step", dropna=False):
+                texts, tables = _by_prompt(of_step)
+                measured.append(
+                    Measured(
+                        name,
+                        texts,
+                        texts,
+                        tables["reward"],
+                        tables["kl"],
+                        tables.get("gold"),
+                        step=None if np.isnan(step) else int(step),
+                        seed=None if np.isnan(seed) else int(seed),
+                    )
                 )
-            )
-    return measured, reference
+    if not own.any():
+        return measured, None
+    texts, tables = _by_prompt(table[own])
+    return measured, ReferenceTable(texts, texts, tables["reward"], tables.get("gold"))
+
+
+def _numbers(column: Any, path: Path) -> Any:
+    """The column in float64, NaN where nothing stands."""
+    try:
+        numbers = pandas.to_numeric(column).astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"--table {path}, column {column.name}: {error}; give numbers, or nothing for unknown"
+        ) from error
+    if np.isinf(numbers).any():
+        raise DataError(f"--table {path}, column {column.name}, row {int(np.isinf(numbers).argmax())} is infinite")
+    return numbers
+
+
+def _by_prompt(rows: pandas.DataFrame) -> tuple[tuple[str, ...], dict[str, Floats]]:
+    """The prompts, and a table (P, most) of each measure that has a number."""
+    groups = list(rows.groupby(rows["prompt"].astype(str), sort=False))
+    names = [name for name in ("reward", "kl", "gold") if name != "gold" or rows[name].notna().any()]
+    return tuple(str(text) for text, _ in groups), {
+        name: _ragged([group[name] for _, group in groups]) for name in names
+    }
 
 
 def _ragged(rows: Sequence[Any]) -> Floats:
