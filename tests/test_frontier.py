@@ -57,6 +57,8 @@ def test_points_of_every_evaluation_and_what_they_are_compared_with(built: Any) 
         assert point["reward"] == pytest.approx(line["eval/reward"], abs=1e-6)
         assert point["kl"] == pytest.approx(line["eval/kl/sequence"], abs=1e-6)
         assert point["kl_k1"] == pytest.approx(line["eval/kl/k1"], abs=1e-6)
+        assert point["kl_token"] == pytest.approx(line["eval/kl/token"], abs=1e-6)
+        assert (point["efficiency"] is None) == bool(point["efficiency_reason"])
         assert point["gold"] == pytest.approx(line["eval/rewards/gold/mean"], abs=1e-6)
         assert point["reward_stderr"] == pytest.approx(line["eval/reward_stderr"], rel=0.5)
     assert [row["n"] for row in report.best_of_n] == [1, 2, 4, 8, 16]

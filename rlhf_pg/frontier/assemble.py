@@ -93,6 +93,7 @@ def _point(one: Measured, reference: ReferenceTable | None) -> Point:
         "kl": kl,
         "kl_stderr": kl_error,
         "kl_k1": mean(one.kl_k1)[0],
+        "kl_k1_stderr": mean(one.kl_k1)[1],
         "reward": reward,
         "reward_stderr": reward_error,
         "gold": gold,
@@ -107,6 +108,7 @@ def _point(one: Measured, reference: ReferenceTable | None) -> Point:
     }
     if one.ids is not None:
         point |= text_figures(one.ids)
+        point["kl_token"] = float(np.nansum(one.kl)) / max(sum(len(ids) for ids in one.ids), 1)
     if reference is not None and reward is not None:
         rows = reference.rows(one.keys)
         found = efficiency(
@@ -118,6 +120,7 @@ def _point(one: Measured, reference: ReferenceTable | None) -> Point:
             resamples=1000,
         )
         point |= {"efficiency": found.value, "efficiency_low": found.low, "efficiency_high": found.high}
+        point["efficiency_reason"] = found.reason
     return point
 
 

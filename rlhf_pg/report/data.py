@@ -19,6 +19,8 @@ class Point(TypedDict):
     reward: float | None
     kl_stderr: NotRequired[float | None]
     kl_k1: NotRequired[float | None]  # nats: the estimate from the sampled tokens alone
+    kl_k1_stderr: NotRequired[float | None]
+    kl_token: NotRequired[float | None]  # nats a token: the sequence KL's sum over the number of tokens
     reward_stderr: NotRequired[float | None]
     gold: NotRequired[float | None]
     gold_stderr: NotRequired[float | None]
@@ -33,6 +35,7 @@ class Point(TypedDict):
     efficiency: NotRequired[float | None]
     efficiency_low: NotRequired[float | None]
     efficiency_high: NotRequired[float | None]
+    efficiency_reason: NotRequired[str]  # why there is none
     command: NotRequired[str]  # reproduces the run
     config: NotRequired[Settings]  # shown where the point is
 

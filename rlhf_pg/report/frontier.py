@@ -109,7 +109,11 @@ def _tip(point: Point, data: FrontierReport) -> Tip:
             plus_minus(point.get("gold"), point.get("gold_stderr")) if point.get("gold") is not None else None,
         ),
         ("efficiency", _efficiency(point)),
-        ("KL by k1, nats", _some(point, "kl_k1")),
+        (
+            "KL by k1, nats",
+            plus_minus(k1, point.get("kl_k1_stderr")) if (k1 := point.get("kl_k1")) is not None else None,
+        ),
+        ("KL a token, nats", _some(point, "kl_token", 4)),
         ("win rate", _some(point, "win_rate")),
         ("length, tokens", _some(point, "length", 1)),
     )
@@ -126,7 +130,9 @@ def _some(point: Point, name: str, digits: int = 3) -> str | None:
 
 def _efficiency(point: Point) -> str | None:
     value = point.get("efficiency")
-    return None if value is None else interval(value, point.get("efficiency_low"), point.get("efficiency_high"), 2)
+    if value is None:
+        return point.get("efficiency_reason") or None
+    return interval(value, point.get("efficiency_low"), point.get("efficiency_high"), 2)
 
 
 def _caption(data: FrontierReport) -> str:
