@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from reward_models.functions.text import Completion, text_of
+from reward_models.functions.text import Completion, template_tokenizer, text_of
 from reward_models.http import JsonClient, Limits, token_of
-from rlhf_pg.errors import ConfigError, ModelError, RewardError
+from rlhf_pg.errors import ConfigError, RewardError
 
 Server = Literal["openrlhf", "rlhf_pg"]
 Messages = Sequence[Mapping[str, Any]]
@@ -216,19 +216,6 @@ def remote(
         server=server,
         batch_rows=batch_rows,
         labels=labels,
-        tokenizer=_load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer,
+        tokenizer=template_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer,
         query_end=query_end,
     )
-
-
-def _load_tokenizer(name: str) -> Any:
-    """A tokenizer with a chat template."""
-    from transformers import AutoTokenizer  # takes seconds, and most servers need none
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"args.tokenizer={name!r} cannot be loaded: {error}") from error
-    if not tokenizer.chat_template:
-        raise ModelError(f"args.tokenizer={name!r} has no chat template; name the policy's own, or leave it out")
-    return tokenizer

@@ -18,8 +18,8 @@ from reward_models.adapters.reading import (
     tried,
     value_of,
 )
-from reward_models.functions.text import Completion, column_of, text_of
-from rlhf_pg.errors import ConfigError, ModelError, RewardError
+from reward_models.functions.text import Completion, column_of, template_tokenizer, text_of
+from rlhf_pg.errors import ConfigError, RewardError
 
 
 def openrlhf(
@@ -52,7 +52,7 @@ def openrlhf(
     """
     if is_async(function):
         raise ConfigError(f"openrlhf:... {name_of(function)} is asynchronous, and OpenRLHF's functions are not")
-    template = None if tokenizer is None else _with_template(tokenizer)
+    template = None if tokenizer is None else template_tokenizer(tokenizer)
 
     def reward(
         prompts: Sequence[Any],
@@ -108,15 +108,3 @@ def _text(prompt: Any, tokenizer: Any) -> str:
             "template writes them in args.tokenizer"
         )
     return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-
-
-def _with_template(name: str) -> Any:
-    from transformers import AutoTokenizer  # takes seconds, and most functions need none
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"args.tokenizer={name!r} cannot be loaded: {error}") from error
-    if not tokenizer.chat_template:
-        raise ModelError(f"args.tokenizer={name!r} has no chat template; name a chat model's, such as the policy's")
-    return tokenizer

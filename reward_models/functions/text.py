@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_pg.errors import ModelError
+
 Completion = str | Sequence[dict[str, Any]]
 SAMPLED = {"prompts", "completions", "completion_ids"}  # what a call has besides the data's columns
 
@@ -44,3 +46,23 @@ def column_of(columns: Mapping[str, Any], name: str, holds: str = "answers", *, 
         )
     values: Sequence[Any] = columns[name]
     return values
+
+
+def template_tokenizer(name: str) -> Any:
+    """A tokenizer with a chat template, which turns messages into text.
+
+    Args:
+        name: folder or hub id; the reward's argument ``tokenizer``.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no chat template.
+    """
+    from transformers import AutoTokenizer  # takes seconds, and most functions need none
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"args.tokenizer={name!r} cannot be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"args.tokenizer={name!r} has no chat template; name a chat model's, such as the policy's own")
+    return tokenizer
