@@ -66,7 +66,7 @@ class Learner:
         named = list(models.policy.named_parameters(prefix="policy"))
         groups = [{"params": [p for _, p in named if p.requires_grad], "peak": config.update.learning_rate}]
         if models.value is not None:
-            rate = config.value.learning_rate or config.update.learning_rate
+            rate = config.value.learning_rate or 10 * config.update.learning_rate
             of_value = list(models.value.named_parameters(prefix="value"))
             groups.append({"params": [p for _, p in of_value if p.requires_grad], "peak": rate})
             named += of_value

@@ -243,7 +243,7 @@ def test_the_recipes_are_those_promised() -> None:
         ("rloo", "leave_one_out", "none", "reinforce", "k1", "reward"),
         ("grpo", "group_mean", "group_std", "ppo_clip", "k3", "loss"),
         ("remax", "greedy", "none", "reinforce", "k1", "reward"),
-        ("ppo", "value", "batch_std", "ppo_clip", "k1", "reward"),
+        ("ppo", "value", "none", "ppo_clip", "k1", "reward"),
     ],
 )
 def test_the_recipes_are_the_algorithms(

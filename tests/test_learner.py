@@ -472,18 +472,19 @@ def test_schedules() -> None:
     assert [schedule("linear", step, 6, 2) for step in (1, 2, 3, 4)] == pytest.approx([1 / 3, 2 / 3, 1, 0.75])
 
 
-def test_the_schedule_reaches_the_optimizer_and_the_metrics(folder: str) -> None:
+@pytest.mark.parametrize(("value", "peak"), [({"learning_rate": 0.5}, 0.5), ({}, 0.1)])
+def test_the_schedule_reaches_the_optimizer_and_the_metrics(folder: str, value: dict[str, float], peak: float) -> None:
     config = configured(
         folder,
         advantage={"baseline": "value"},
-        value={"learning_rate": 0.5},
+        value=value,
         update={"schedule": "linear", "learning_rate": 0.01},
     )
     learner, models = ready(config)
     tables = {"old_values": numbers(1, ROWS, T), "returns": numbers(2, ROWS, T)}
     metrics = learner.update(batch_of(models, **tables), 6, 0.0)
     assert metrics["learning_rate"] == pytest.approx(0.005)
-    assert [group["lr"] for group in learner.adamw.param_groups] == pytest.approx([0.005, 0.25])
+    assert [group["lr"] for group in learner.adamw.param_groups] == pytest.approx([0.005, peak / 2])
 
 
 def test_the_entropy_bonus_falls_to_zero(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

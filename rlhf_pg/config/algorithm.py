@@ -88,7 +88,7 @@ class ValueConfig(Section):
     model: str | None = key(
         None, "Folder or hub id of the backbone (a reward model's will do); None: the policy's weights."
     )
-    learning_rate: float | None = key(None, "Its learning rate; None: update.learning_rate.", gt=0)
+    learning_rate: float | None = key(None, "Its peak learning rate; None: ten times update.learning_rate.", gt=0)
     clip: float | None = key(
         0.2, "Values move at most this far from the old ones in the loss; None: no clipping.", gt=0
     )
