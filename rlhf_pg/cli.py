@@ -162,7 +162,9 @@ def frontier(
     others: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Further points on the plot: name, kl, reward, label.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Of the reference, a held-out prompt; 0: none.")] = 512,
+    samples: Annotated[
+        int | None, typer.Option(min=0, help="Of the reference, a held-out prompt; 0: none. [default: 512]")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     target_kl: Annotated[
         float | None, typer.Option(min=0.0, help="Find the kl.coef that ends at this KL, nats, by bisection.")

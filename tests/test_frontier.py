@@ -260,6 +260,12 @@ def test_what_cannot_be_meant(tmp_path: Path) -> None:
         frontier(None, [], tmp_path, runs=[tmp_path], samples=1, console=QUIET)
     with pytest.raises(ConfigError, match="belong to a RECIPE"):
         frontier(None, [], tmp_path, vary=["kl.coef=1,2"], runs=[tmp_path], console=QUIET)
+    with pytest.raises(ConfigError, match="--seeds, --gold, --jobs"):
+        frontier(None, [], tmp_path, seeds=2, table=tmp_path, console=QUIET)
+    with pytest.raises(ConfigError, match=r"--jobs and .* belong to a RECIPE"):
+        frontier(None, [], tmp_path, jobs=2, runs=[tmp_path], console=QUIET)
+    with pytest.raises(ConfigError, match="--samples 512: a table brings its own"):
+        frontier(None, [], tmp_path, samples=512, table=tmp_path, console=QUIET)
 
 
 def test_text_figures_by_hand() -> None:

@@ -421,6 +421,14 @@ def test_the_coefficient_of_a_wanted_kl_is_found_and_the_search_goes_on_where_it
         search(1, start=9)
 
 
+def test_a_search_whose_later_run_fails_keeps_what_there_is(tmp_path: Path, fake: object) -> None:
+    found = search_coefficient("rloo", [*KEYS, "kl.coef=2.25"], tmp_path / "out", 0.02, jobs=2, console=quiet())
+    assert [trial.coef for trial in found.trials] == [2.25]
+    assert found.best == found.trials[0]
+    assert found.failed == ["kl.coef=9,seed=0"]
+    assert "run kl.coef=9,seed=0 ended with exit code 3" in found.reason
+
+
 def test_a_search_needs_a_coefficient_that_it_may_set_and_a_target(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adaptive moves"):
         search_coefficient("rloo", [*KEYS, "kl.controller=adaptive"], tmp_path, 3.0)

@@ -97,7 +97,8 @@ def test_a_form_that_does_not_fit_says_so_and_widens() -> None:
     gold = np.sin(2 * KLS)
     found = fit_overoptimisation(KLS, gold, np.full(len(KLS), 0.02))
     assert found.misfit < 1e-6
-    assert "The form fits the points badly" in found.verdict
+    assert found.verdict.startswith("The form fits the points badly (chi-square ")
+    assert "trust the points before the curve. By the fit: " in found.verdict
     assert found.alpha_high - found.alpha_low > 10 * 0.02
 
 

@@ -108,7 +108,10 @@ class Overoptimisation:
         else:
             said = f"The data cannot tell where gold peaks: the {interval} nats reaches beyond {largest}"
         if self.misfit < 0.01:
-            said += f". The form fits the points badly (chi-square {self.chi_square:.3g}): trust the points before the curve"
+            badly = (
+                f"The form fits the points badly (chi-square {self.chi_square:.3g}): trust the points before the curve"
+            )
+            said = f"{badly}. By the fit: {said[0].lower()}{said[1:]}"
         return said + "."
 
     def gold_at(self, kls: ArrayLike) -> Floats:

@@ -36,6 +36,7 @@ from rlhf_pg.report.data import FrontierReport, Other, OtherPoint, Sample, Sampl
 from rlhf_pg.report.run import completion_of, decoder_of, rows_of
 from rlhf_pg.tracking import read_table
 
+SAMPLES = 512  # of the reference, a held-out prompt
 SAMPLES_SHOWN = 8  # prompts a run
 
 
@@ -50,7 +51,7 @@ def frontier(
     runs: Sequence[Path] = (),
     table: Path | None = None,
     others: Path | None = None,
-    samples: int = 512,
+    samples: int | None = None,
     jobs: int = 1,
     target_kl: float | None = None,
     console: Console | None = None,
@@ -69,7 +70,7 @@ def frontier(
         runs: folders of runs that are there, in place of a recipe.
         table: a table of anyone's scores, in place of a recipe: see ``measured.read_anyone_s``.
         others: a csv of further points: name, kl, reward, and a label if wanted.
-        samples: of the reference, a held-out prompt.
+        samples: of the reference, a held-out prompt; 0 for none; None for 512. Not with ``table``.
         jobs: runs at a time.
         target_kl: nats; finds ``kl.coef`` for it, unless the grid varies it.
         console: where progress is shown.
@@ -80,9 +81,14 @@ def frontier(
     """
     if sum([recipe is not None, bool(runs), table is not None]) != 1:
         raise ConfigError("give one of RECIPE, --runs DIR and --table FILE: what the frontier is of")
-    if recipe is None and (vary or gold is not None or overrides):
-        raise ConfigError("--vary, --gold and a.b=c belong to a RECIPE: runs and tables that are there cannot change")
-    if samples == 1 and table is None:
+    if recipe is None and (vary or gold is not None or overrides or seeds != 1 or jobs != 1):
+        raise ConfigError(
+            "--vary, --seeds, --gold, --jobs and a.b=c belong to a RECIPE: runs and tables that are there cannot change"
+        )
+    if table is not None and samples is not None:
+        raise ConfigError(f"--samples {samples}: a table brings its own samples of the reference; leave it out")
+    samples = SAMPLES if samples is None else samples
+    if samples == 1:
         raise ConfigError(
             "--samples 1: the optimum needs two samples of the reference a prompt; give more, or 0 for none"
         )
@@ -153,7 +159,7 @@ def _train(
             recipe, overrides, out, target_kl, seeds=seeds, jobs=jobs, gold=gold, console=console
         )
         console.print(f"The search for {target_kl:g} nats: {search.reason}.")
-        return [cell for trial in search.trials for cell in trial.cells], []
+        return [cell for trial in search.trials for cell in trial.cells], search.failed
     cells = plan(recipe, overrides, vary, seeds, out, gold)
     console.print(f"{len(cells)} runs: {', '.join(cell.name for cell in cells)}.", soft_wrap=True, highlight=False)
     outcomes = run_cells(cells, jobs, console)

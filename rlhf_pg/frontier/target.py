@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -36,6 +36,7 @@ class TargetSearch:
     trials: tuple[Trial, ...]  # in order
     best: Trial | None  # the nearest to the target; None where no run had a finite KL
     reason: str  # why it ended, in words
+    failed: list[str] = field(default_factory=list)  # names of the runs that ended the search
 
 
 def search_coefficient(
@@ -71,7 +72,7 @@ def search_coefficient(
 
     Raises:
         ConfigError: ``kl.coef`` is adaptive, the target is not above 0, or ``plan`` refuses.
-        TrainingError: a run failed.
+        TrainingError: a run of the first coefficient failed; a later one ends the search with what there is.
     """
     kl = load_config(recipe, overrides).kl
     if kl.controller == "adaptive":
@@ -90,9 +91,14 @@ def search_coefficient(
         # Five digits keep names readable, and are more than bisection tells apart.
         coef = float(f"{step.beta:.5g}")
         cells = plan(recipe, fixed, [f"kl.coef={coef!r}"], seeds, out, gold)
-        for outcome in run_cells(cells, jobs, console):
-            if outcome.state == "failed":
-                raise TrainingError(f"run {outcome.cell.name} {outcome.problem}")
+        failed = [outcome for outcome in run_cells(cells, jobs, console) if outcome.state == "failed"]
+        if failed:
+            problem = "; ".join(f"run {outcome.cell.name} {outcome.problem}" for outcome in failed)
+            if not trials:
+                raise TrainingError(problem)
+            known = [trial for trial in trials if math.isfinite(trial.kl)]
+            best = min(known, key=lambda trial: abs(trial.kl - target), default=None)
+            return TargetSearch(tuple(trials), best, problem, [outcome.cell.name for outcome in failed])
         trials.append(Trial(coef, _end(cells, "eval/kl/sequence"), _end(cells, "eval/reward"), tuple(cells)))
 
 
