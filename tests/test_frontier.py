@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from small_world import overrides, save_model, write_prompts, write_reward
 
 from rlhf_pg.errors import ConfigError, DataError
-from rlhf_pg.frontier.assemble import text_figures
+from rlhf_pg.frontier.assemble import assemble, text_figures
 from rlhf_pg.frontier.command import frontier
 from rlhf_pg.frontier.measured import read_anyone_s
 from rlhf_pg.report.data import FrontierReport
@@ -214,6 +215,31 @@ def test_gold_that_is_constant_or_partly_absent_or_in_another_order(tmp_path: Pa
     report = frontier(None, [], tmp_path / "out", table=write_table(tmp_path / "t.csv", rows), console=QUIET)
     assert [fit["name"] for fit in report.fits] == ["RL"]
     assert [point["gold"] is None for point in report.points] == [False, False, True, False]
+
+
+def test_runs_that_differ_in_more_than_the_coefficient_are_fits_of_their_own(tmp_path: Path) -> None:
+    """Two curves in one fit would be no curve."""
+    given = scores(**{f"{rate}{step}": step for step in (1, 2, 3) for rate in "ab"})
+    measured, reference = read_anyone_s(write_table(tmp_path / "t.csv", given))
+    named = [
+        replace(one, settings={"recipe": "ppo", "update.learning_rate": one.run[0], "kl.coef": one.run[1]})
+        for one in measured
+    ]
+    report = assemble(named, reference, title="t", about={})
+    names = [fit["name"] for fit in report.fits if fit["name"] != "best of n"]
+    assert names == ["ppo, update.learning_rate=a", "ppo, update.learning_rate=b"]
+
+
+def test_why_there_is_no_fit(tmp_path: Path) -> None:
+    measured, reference = read_anyone_s(write_table(tmp_path / "t.csv", scores(a=1, b=2)))
+    assert reference is not None
+    without = [replace(one, gold=None) for one in measured]
+    for points, table, words in (
+        (measured, replace(reference, gold=None), "there is no gold of those"),
+        (measured, None, "there is no gold of those"),
+        (without, reference, "No gold reward was given"),
+    ):
+        assert words in assemble(points, table, title="t", about={}).absent["fits"]
 
 
 def test_a_prompt_that_the_reward_does_not_speak_of(tmp_path: Path) -> None:

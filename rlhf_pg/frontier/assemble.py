@@ -49,6 +49,7 @@ def assemble(
     ends = list({point["run"]: point for point in points}.values())
     kls, rewards = [point["kl"] for point in ends], [number(point["reward"]) for point in ends]
     largest = max([point["kl"] for point in points], default=1.0)
+    has_gold = any(point.get("gold") is not None for point in points)
     fits = gold_fits(measured, points, reference)
     start = None if reference is None else float(np.nanmean(row_means(reference.reward)))
     return FrontierReport(
@@ -61,14 +62,14 @@ def assemble(
         others=others,
         fits=[fit_row(name, fit) for name, fit in fits.items()],
         verdict=" ".join(f"{name}: {fit.verdict}" for name, fit in fits.items()),
-        audit="" if any("gold" in point and point["gold"] is not None for point in points) else _audit(points),
+        audit="" if has_gold else _audit(points),
         pareto=[ends[place]["run"] for place in pareto(kls, rewards)] if ends else [],
         hypervolume=None if start is None or not ends else hypervolume(kls, rewards, kl=max(kls), reward=start),
         closest=None if target_kl is None or np.isnan(rewards).all() else _closest(ends, kls, rewards, target_kl),
         samples=samples,
         reward_name=reward_name,
         gold_name=gold_name,
-        absent=_absent(reference, fits),
+        absent=_absent(reference, has_gold, fits),
     )
 
 
@@ -186,12 +187,14 @@ def _audit(points: Sequence[Point]) -> str:
     )
 
 
-def _absent(reference: ReferenceTable | None, fits: Mapping[str, Overoptimisation]) -> dict[str, str]:
+def _absent(reference: ReferenceTable | None, has_gold: bool, fits: Mapping[str, Overoptimisation]) -> dict[str, str]:
     reasons = {}
     if reference is None:
         reasons["best_of_n"] = reasons["optimum"] = "There are no samples of the reference."
-    elif reference.gold is None:
+    if not has_gold:
         reasons["fits"] = "No gold reward was given."
+    elif reference is None or reference.gold is None:
+        reasons["fits"] = "A fit is of the gain in gold over samples of the reference, and there is no gold of those."
     elif not fits:
         reasons["fits"] = "A fit needs gold at three different KLs above 0."
     return reasons

@@ -68,14 +68,17 @@ def optimum_rows(reference: ReferenceTable, largest: float) -> list[Optimum]:
 def gold_fits(
     measured: Sequence[Measured], points: Sequence[Point], reference: ReferenceTable | None
 ) -> dict[str, Overoptimisation]:
-    """Fits of gold against KL: of the runs of each recipe, and of best of n. What cannot be fitted is left out."""
+    """Fits of gold against KL, of best of n and of the runs that differ in nothing but ``kl.coef`` and seed.
+
+    What cannot be fitted is left out.
+    """
     if reference is None or reference.gold is None:
         return {}
     start = float(np.nanmean(row_means(reference.gold)))
     groups: dict[str, list[int]] = {}
     for place, one in enumerate(measured):
         if points[place].get("gold") is not None:
-            groups.setdefault(str(one.settings.get("recipe", "RL")), []).append(place)
+            groups.setdefault(_curve_of(one), []).append(place)
     fits = {}
     for name, places in groups.items():
         own = dict(zip(reference.keys, row_means(reference.gold), strict=True))
@@ -122,6 +125,12 @@ def fit_row(name: str, fit: Overoptimisation) -> Fit:
         "peak_low": _finite(fit.peak_low),
         "peak_high": _finite(fit.peak_high),
     }
+
+
+def _curve_of(one: Measured) -> str:
+    """The name of what a run is a point of: all that was varied but the coefficient, which moves along the curve."""
+    settings = {key: value for key, value in one.settings.items() if key != "kl.coef"}
+    return ", ".join(str(value) if key == "recipe" else f"{key}={value}" for key, value in settings.items()) or "RL"
 
 
 def _gold_by_key(one: Measured) -> dict[str, float]:
